@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Writing to sysfs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def write(path: Path, text: str) -> None:
+    """Write ``text`` in one write(2), without a newline; raise :exc:`OSError`.
+
+    A newline is part of the name for usbip-host's ``match_busid`` (drivers/usb/usbip/stub_main.c).
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode("ascii"))
+    finally:
+        os.close(fd)
