@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# On Debian 12 with git and make, as root or with sudo, every target brings what it needs.
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+USBIPSSHD_CACHE ?= /var/cache/usbipsshd-testbed
+export USBIPSSHD_CACHE
+
+DEBIAN := /usr/bin/python3
+NEWEST := $(USBIPSSHD_CACHE)/newest
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E)
+RUN := $(AS_ROOT) env PYTHONPATH=.:tests:tests/vm PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+
+.PHONY: help check test lint format unit test-debian test-newest test-vm bench demo deb \
+	install uninstall clean setup setup-build setup-lint setup-test setup-newest setup-vm
+
+help:
+	@echo 'make demo       two virtual machines: attach a stick and a keyboard, and look'
+	@echo 'make check      linters, types and unit tests: the quick part'
+	@echo 'make test       everything: also integration tests and virtual machines'
+	@echo 'make test-vm    the virtual machines alone'
+	@echo 'make bench      speed and memory, next to ssh itself'
+	@echo 'make deb        dist/usbipsshd_*.deb'
+	@echo 'make install    without a package: PREFIX (now $(PREFIX)), DESTDIR; make uninstall'
+	@echo 'make format     sources in their standard form'
+	@echo 'make clean      removes build/ and dist/'
+
+check:
+	@tools/phases setup lint unit
+
+test:
+	@tools/phases setup lint test-debian test-newest deb test-vm
+
+# What is missing on this machine
+setup: setup-lint setup-test setup-newest
+setup-build:
+	@tools/install-packages build
+setup-lint:
+	@tools/install-packages lint
+setup-test:
+	@tools/install-packages test
+setup-newest: setup-lint
+	@$(AS_ROOT) $(DEBIAN) tools/setup_venv.py $(NEWEST)
+setup-vm: setup-test
+	@tests/vm/install-host-packages
+
+lint: setup-lint setup-newest
+	@tools/lint $(NEWEST)
+
+format: setup-newest
+	$(NEWEST)/bin/ruff check --fix --cache-dir build/ruff .
+	$(NEWEST)/bin/ruff format --cache-dir build/ruff .
+
+unit: setup-test
+	@tools/run-pytest $@ $(DEBIAN) 120 tests/unit
+
+# Twice: with Debian's own packages, and with the newest releases
+test-debian: setup-test
+	@tools/run-pytest $@ $(DEBIAN) 600 tests/unit tests/integration
+
+test-newest: setup-test setup-newest
+	@tools/run-pytest $@ $(NEWEST)/bin/python 600 tests/unit tests/integration
+
+test-vm: setup-vm deb
+	@tools/run-pytest $@ $(DEBIAN) 1500 tests/vm
+
+demo: setup-vm deb
+	@$(RUN) $(DEBIAN) tests/vm/demo.py
+
+bench: setup-test
+	@$(RUN) $(DEBIAN) tests/bench/run.py
+
+deb: setup-build
+	@tools/build-deb
+
+install:
+	@tools/install "$(DESTDIR)" "$(PREFIX)"
+
+uninstall:
+	@tools/uninstall "$(DESTDIR)" "$(PREFIX)"
+
+clean:
+	rm -rf build dist
