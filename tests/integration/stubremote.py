@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A forced command that stands in for the agent where no kernel, not even a made-up one, is wanted.
+
+It speaks the agent's protocol; what it "exports" is one of: an echo, a sink that answers a
+byte per MiB, a source of random bytes. The device's number chooses: see ``KINDS``.
+``python3 stubremote.py LOGFILE`` notes in LOGFILE what it was asked.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+import threading
+
+KINDS = {"1-1": "echo", "1-2": "sink", "1-3": "source", "1-4": "stall"}
+MIB = 1 << 20
+
+
+def say(text: str) -> None:
+    os.write(1, (text + "\n").encode())
+
+
+def serve(kind: str, sock: socket.socket) -> None:
+    block = os.urandom(MIB)
+    try:
+        if kind == "echo":
+            while data := sock.recv(65536):
+                sock.sendall(data)
+        elif kind == "sink":
+            count = 0
+            buffer = bytearray(256 * 1024)
+            while size := sock.recv_into(buffer):
+                count += size
+                while count >= MIB:
+                    count -= MIB
+                    sock.send(b".")
+        elif kind == "source":
+            while True:
+                sock.sendall(block)
+        elif kind == "stall":
+            threading.Event().wait(60)
+    except OSError:
+        pass
+    finally:
+        sock.close()
+
+
+def device(tag: str, busid: str) -> None:
+    lines = [f"d {busid}"]
+    attributes = {
+        "busnum": "1", "devnum": busid.split("-")[1], "idVendor": "1d6b", "idProduct": "0104",
+        "bcdDevice": "0100", "bDeviceClass": "00", "bDeviceSubClass": "00",
+        "bDeviceProtocol": "00", "speed": "480", "product": KINDS[busid], "driver": "usb",
+    }  # fmt: skip
+    lines += [f"a {name} {value}" for name, value in attributes.items()]
+    say("\n".join(f"{tag} {line}" for line in lines))
+
+
+def main() -> None:
+    log = open(sys.argv[1], "a", buffering=1)  # noqa: SIM115
+    sizes = re.findall(r"head -c ([0-9]+)", os.environ.get("SSH_ORIGINAL_COMMAND", ""))
+    rest = b""
+    while len(rest) < int(sizes[0]):
+        rest += os.read(0, 65536)
+    buffer = rest[int(sizes[0]) :]
+    say("hello 1 0 6.1.0 debian " + (sys.argv[2] if len(sys.argv) > 2 else "perl,bash"))
+    while True:
+        while b"\n" not in buffer:
+            data = os.read(0, 65536)
+            if not data:
+                log.write("end\n")
+                return
+            buffer += data
+        line, buffer = buffer.split(b"\n", 1)
+        text = line.decode()
+        if text == "ping":
+            continue
+        log.write(text + "\n")
+        tag, verb, *arguments = text.split(" ")
+        if verb == "list":
+            for busid in KINDS:
+                device(tag, busid)
+        elif verb == "bind":
+            if arguments[0] not in KINDS:
+                say(f"{tag} fail DeviceNotFound")
+                continue
+            say(f"{tag} dir /tmp")
+        elif verb == "connect":
+            busid, kind, address, token = arguments
+            if kind == "bash":
+                sock = socket.create_connection(("127.0.0.1", int(address)))
+            else:
+                sock = socket.socket(socket.AF_UNIX)
+                sock.connect(address)
+            sock.sendall(token.encode() + b"\n")
+            threading.Thread(target=serve, args=(KINDS[busid], sock), daemon=True).start()
+        say(f"{tag} ok")
+
+
+main()
