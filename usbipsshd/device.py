@@ -135,9 +135,7 @@ def _driver(attrs: Mapping[str, str]) -> str:
     return name if _DRIVER.fullmatch(name) else ""
 
 
-def interface_from_attributes(
-    attrs: Mapping[str, str], nodes: Sequence[str] = ()
-) -> Interface:
+def interface_from_attributes(attrs: Mapping[str, str], nodes: Sequence[str] = ()) -> Interface:
     """Make an :class:`Interface` from sysfs attributes; raise :exc:`BadDevice`."""
     return Interface(
         number=_number(attrs, "bInterfaceNumber", 16, 0xFF),

@@ -114,9 +114,7 @@ class Hold:
     def _unauthorized(self, bus: Path) -> set[str]:
         number = bus.name.removeprefix("usb")
         found = self._devices.glob(f"{number}-*")
-        return {
-            p.name for p in found if is_busid(p.name) and read_text(p / "authorized") == HELD
-        }
+        return {p.name for p in found if is_busid(p.name) and read_text(p / "authorized") == HELD}
 
     def _save(self) -> None:
         turned = {p.name: b.before for p, b in self._buses.items() if b.before != HELD}

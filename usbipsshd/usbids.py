@@ -32,9 +32,10 @@ class UsbIds:
         if self._path is None:
             return "", ""
         try:
-            with self._path.open("rb") as file, mmap.mmap(
-                file.fileno(), 0, access=mmap.ACCESS_READ
-            ) as data:
+            with (
+                self._path.open("rb") as file,
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+            ):
                 return _lookup(data, vendor_id, product_id)
         except (OSError, ValueError):
             return "", ""

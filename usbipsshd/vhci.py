@@ -167,7 +167,8 @@ class Vhci:
                 if error.errno in (errno.EBUSY, errno.EINVAL) and self._taken(port):
                     continue
                 raise UsbipError(
-                    Code.DEVICE_FAILED, f"This machine's kernel refused the device: {error.strerror}."
+                    Code.DEVICE_FAILED,
+                    f"This machine's kernel refused the device: {error.strerror}.",
                 ) from None
             return port
         raise UsbipError(

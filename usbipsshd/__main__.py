@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``usbipsshd``: the daemon's command line."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+from usbipsshd import __version__
+from usbipsshd.bus.connection import SYSTEM_BUS
+from usbipsshd.bus.values import BusError, Disconnected
+from usbipsshd.daemon import Daemon, Settings
+from usbipsshd.kmod import modprobe
+from usbipsshd.launcher import Launcher, SpawnLauncher, SystemdLauncher
+from usbipsshd.notify import Notifier
+from usbipsshd.udev import Udev
+
+SESSION_SOCKET = Path("/run/usbipssh-session.sock")
+SESSION_USER = "usbipssh"
+
+
+class _Formatter(logging.Formatter):
+    """Prefixes what journald understands as a level (sd-daemon(3)) when it is what listens."""
+
+    _LEVELS = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
+
+    def __init__(self, *, journal: bool) -> None:
+        super().__init__("%(message)s" if journal else "usbipsshd: %(message)s")
+        self._journal = journal
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if not self._journal:
+            return text
+        prefix = f"<{self._LEVELS.get(record.levelno, 3)}>"
+        return "\n".join(prefix + line for line in text.splitlines())
+
+
+def _set_up_logging(*, verbose: bool) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter(journal="JOURNAL_STREAM" in os.environ))
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+
+def _launcher() -> Launcher:
+    if SESSION_SOCKET.exists():
+        return SystemdLauncher(SESSION_SOCKET)
+    return SpawnLauncher(SESSION_USER)
+
+
+def main() -> int:
+    """Run the daemon; return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="usbipsshd",
+        description="Uses the USB devices of other machines over ssh. Runs as root, on the system bus "
+        "as org.usbipssh1; started on demand by D-Bus or systemd.",
+    )
+    parser.add_argument("--version", action="version", version=f"usbipsshd {__version__}")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log every step")
+    arguments = parser.parse_args()
+    _set_up_logging(verbose=arguments.verbose)
+    if os.geteuid() != 0:
+        logging.error("usbipsshd must run as root; it is started by D-Bus when it is called")
+        return 1
+    os.umask(0o077)
+    settings = Settings(
+        bus_address=os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", SYSTEM_BUS),
+        launcher=_launcher(),
+        event_source=Udev(),
+        modprobe=modprobe,
+        notifier=Notifier(os.environ.get("NOTIFY_SOCKET", "")),
+        now=time.time,
+    )
+    try:
+        asyncio.run(_run(settings))
+    except (OSError, BusError, Disconnected) as error:
+        logging.error("usbipsshd ends: %s", error)  # noqa: TRY400
+        return 1
+    return 0
+
+
+async def _run(settings: Settings) -> None:
+    await Daemon(settings).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

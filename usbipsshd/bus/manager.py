@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The methods of the contract: arguments in, the service's work, results out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from usbipsshd.attachment import Attachment
+from usbipsshd.authority import Action, Authority, Question
+from usbipsshd.bus.encode import (
+    ATTACHMENTS,
+    HUBS,
+    attachment_number,
+    attachment_path,
+    listed_device,
+    remote_path,
+)
+from usbipsshd.bus.objects import Handler
+from usbipsshd.bus.values import Call, Caller, Variant, options
+from usbipsshd.errors import Code, UsbipError
+from usbipsshd.service import AttachOptions, Service
+
+MANAGER = "org.usbipssh1.Manager"
+ATTACHMENT = "org.usbipssh1.Attachment"
+HUB = "org.usbipssh1.Hub"
+REMOTE = "org.usbipssh1.Remote"
+
+MAX_TEXT = 512
+"""Characters of any string argument."""
+
+_NOTHING: dict[str, str] = {}
+_ATTACH = {
+    "keep": "b",
+    "persist": "b",
+    "unmount": "b",
+    "rebind": "b",
+    "expect-vendor-id": "q",
+    "expect-product-id": "q",
+    "bind-to-caller": "b",
+}
+_ATTACH_ALL = {"persist": "b", "unmount": "b", "rebind": "b"}
+_ADD_REMOTE = {"address": "s", "sudo": "b", "label": "s"}
+
+
+class CallerAsks:
+    """One call's dealings with polkit; see :class:`usbipsshd.service.Asking`."""
+
+    def __init__(self, authority: Authority, caller: Caller, *, interactive: bool) -> None:
+        self._authority = authority
+        self._caller = caller
+        self._question = Question(interactive)
+
+    @property
+    def uid(self) -> int:
+        """The caller's uid."""
+        return self._caller.uid
+
+    async def require(
+        self, actions: Sequence[Action], details: Mapping[str, str], *, more: bool = False
+    ) -> None:
+        """See :meth:`usbipsshd.service.Asking.require`."""
+        await self._authority.check(self._caller, actions, details, self._question, more=more)
+
+    async def may(self, action: Action, details: Mapping[str, str]) -> bool:
+        """See :meth:`usbipsshd.service.Asking.may`."""
+        try:
+            await self._authority.check(self._caller, [action], details, Question(False))
+        except UsbipError:
+            return False
+        return True
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or len(value) > MAX_TEXT:
+        raise UsbipError(Code.INVALID_ARGS, f"A text argument has at most {MAX_TEXT} characters.")
+    return value
+
+
+def _number(values: Mapping[str, object], name: str) -> int | None:
+    value = values.get(name)
+    return value if isinstance(value, int) else None
+
+
+class Manager:
+    """Handlers for every method of the contract."""
+
+    def __init__(self, service: Service, authority: Authority) -> None:
+        self._service = service
+        self._authority = authority
+
+    def dispatch(self) -> dict[tuple[str, str], Handler]:
+        """The handlers by interface and member."""
+        return {
+            (MANAGER, "ListRemote"): self._list_remote,
+            (MANAGER, "ListLocal"): self._list_local,
+            (MANAGER, "Attach"): self._attach,
+            (MANAGER, "AttachAll"): self._attach_all,
+            (MANAGER, "Detach"): self._detach,
+            (MANAGER, "Unbind"): self._unbind,
+            (MANAGER, "AddRemote"): self._add_remote,
+            (MANAGER, "RemoveRemote"): self._remove_remote,
+            (MANAGER, "TrustHostKey"): self._trust_host_key,
+            (ATTACHMENT, "Detach"): self._detach_attachment,
+            (ATTACHMENT, "GetStatistics"): self._get_statistics,
+            (HUB, "Detach"): self._detach_hub,
+        }
+
+    def _asks(self, call: Call) -> CallerAsks:
+        return CallerAsks(self._authority, call.caller, interactive=call.interactive)
+
+    async def _list_remote(self, call: Call) -> Sequence[object]:
+        remote, pattern = _text(call.args[0]), _text(call.args[1])
+        options(call.args[2], _NOTHING)
+        found = await self._service.list_remote(self._asks(call), remote, pattern)
+        return ([listed_device(d) for d in found],)
+
+    async def _list_local(self, call: Call) -> Sequence[object]:
+        pattern = _text(call.args[0])
+        options(call.args[1], _NOTHING)
+        return ([listed_device(d) for d in await self._service.list_local(pattern)],)
+
+    async def _attach(self, call: Call) -> Sequence[object]:
+        remote, pattern = _text(call.args[0]), _text(call.args[1])
+        given = options(call.args[2], _ATTACH)
+        for name in ("keep", "persist", "bind-to-caller"):
+            if given.get(name):
+                raise UsbipError(
+                    Code.NOT_SUPPORTED, f"This version of usbipsshd cannot do {name} yet."
+                )
+        attachment = await self._service.attach(
+            self._asks(call),
+            remote,
+            pattern,
+            AttachOptions(
+                unmount=bool(given.get("unmount", True)),
+                rebind=bool(given.get("rebind", True)),
+                expect_vendor_id=_number(given, "expect-vendor-id"),
+                expect_product_id=_number(given, "expect-product-id"),
+            ),
+        )
+        return (attachment_path(attachment.number),)
+
+    async def _attach_all(self, call: Call) -> Sequence[object]:
+        options(call.args[2], _ATTACH_ALL)
+        raise UsbipError(
+            Code.NOT_SUPPORTED,
+            "This version of usbipsshd attaches one device at a time; use Attach.",
+        )
+
+    async def _detach(self, call: Call) -> Sequence[object]:
+        target = _text(call.args[0])
+        options(call.args[1], _NOTHING)
+        asks = self._asks(call)
+        if target.startswith((ATTACHMENTS, HUBS)):
+            await self._service.detach(asks, self._attachment(target))
+            return (1,)
+        return (await self._service.detach_target(asks, target),)
+
+    def _attachment(self, path: str) -> Attachment:
+        attachment = self._service.attachments.get(attachment_number(path))
+        if attachment is None:
+            raise UsbipError(Code.NOT_ATTACHED, "There is no such attachment any more.")
+        return attachment
+
+    async def _unbind(self, call: Call) -> Sequence[object]:
+        remote, pattern = _text(call.args[0]), _text(call.args[1])
+        options(call.args[2], _NOTHING)
+        return (await self._service.unbind(self._asks(call), remote, pattern),)
+
+    async def _add_remote(self, call: Call) -> Sequence[object]:
+        name = _text(call.args[0])
+        given = options(call.args[1], _ADD_REMOTE)
+        for key in ("address", "label"):
+            _text(given.get(key, ""))
+        remote = await self._service.add_remote(self._asks(call), name, given)
+        return (remote_path(remote.name),)
+
+    async def _remove_remote(self, call: Call) -> Sequence[object]:
+        name = _text(call.args[0])
+        options(call.args[1], _NOTHING)
+        await self._service.remove_remote(self._asks(call), name)
+        return ()
+
+    async def _trust_host_key(self, call: Call) -> Sequence[object]:
+        name, wanted = _text(call.args[0]), _text(call.args[1])
+        options(call.args[2], _NOTHING)
+        await self._service.trust_host_key(self._asks(call), name, wanted)
+        return ()
+
+    async def _detach_attachment(self, call: Call) -> Sequence[object]:
+        options(call.args[0], _NOTHING)
+        await self._service.detach(self._asks(call), self._attachment(call.path))
+        return ()
+
+    async def _get_statistics(self, call: Call) -> Sequence[object]:
+        options(call.args[0], _NOTHING)
+        attachments = self._service.attachments
+        received, sent = await attachments.statistics(self._attachment(call.path))
+        return ({"bytes-received": Variant("t", received), "bytes-sent": Variant("t", sent)},)
+
+    async def _detach_hub(self, call: Call) -> Sequence[object]:
+        options(call.args[0], _NOTHING)
+        raise UsbipError(Code.NOT_ATTACHED, "There is no such hub any more.")

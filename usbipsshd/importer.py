@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Turns a socket from a session into a device of this machine, if it is the device that was approved."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import stat
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from time import monotonic
+
+from usbipsshd.device import Device
+from usbipsshd.errors import Code, UsbipError
+from usbipsshd.hold import Hold
+from usbipsshd.localusb import LocalUsb
+from usbipsshd.udev import Events
+from usbipsshd.vhci import FREE, Port, Vhci
+
+log = logging.getLogger(__name__)
+
+APPEAR_SECONDS = 15.0
+"""For a device to enumerate; over a slow link each descriptor costs a round trip."""
+BIND_SECONDS = 6.0
+"""For its drivers to bind and its nodes to appear, once it is authorized."""
+LOOK_SECONDS = 0.25
+"""How often to look when no notice comes."""
+
+_HAS_NODES = frozenset({0x03, 0x08})
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """A device on a port of vhci."""
+
+    port: int
+    devid: int
+    local_busid: str
+
+
+def check_socket(fd: int) -> None:
+    """Raise :exc:`UsbipError` unless ``fd`` is what vhci may be given: a connected stream socket."""
+    try:
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            raise OSError
+        with socket.socket(fileno=os.dup(fd)) as sock:
+            listening = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM or listening:
+                raise OSError
+            sock.getpeername()
+    except OSError:
+        raise UsbipError(
+            Code.FAILED, "The session handed over something that is no connection; see the log."
+        ) from None
+
+
+class Importer:
+    """Attaches to and detaches from this machine's vhci."""
+
+    def __init__(
+        self,
+        vhci: Vhci,
+        usb: LocalUsb,
+        hold: Hold,
+        events: Events,
+        modprobe: Callable[[str], Awaitable[bool]],
+    ) -> None:
+        self.vhci = vhci
+        self.usb = usb
+        self._hold = hold
+        self._events = events
+        self._modprobe = modprobe
+        self._ports: dict[int, int] = {}
+
+    async def prepare(self, speed: float) -> None:
+        """Make sure that a device of ``speed`` Mbit/s could be attached.
+
+        Raises :exc:`UsbipError` (ModuleUnavailable, NoFreePort, DeviceFailed).
+        """
+        if not self.vhci.available and not (
+            await self._modprobe("vhci-hcd") and self.vhci.available
+        ):
+            raise UsbipError(
+                Code.MODULE_UNAVAILABLE,
+                f"This machine has no kernel module vhci-hcd for {os.uname().release}; install the "
+                "kernel's modules package (Ubuntu: linux-modules-extra, Fedora: kernel-modules-extra).",
+            )
+        self.vhci.candidates(speed)
+
+    async def attach(
+        self, fd: int, approved: Device, taken: Callable[[Imported], None]
+    ) -> Imported:
+        """Attach the device behind socket ``fd`` and wait until it is usable here.
+
+        ``taken`` is called as soon as a port is: the caller then owns it and ends it with
+        :meth:`detach`, also when this raises. Its drivers bind only if its descriptors are those
+        of ``approved``. Raises :exc:`UsbipError` (DeviceChanged, DeviceFailed, NoFreePort, TimedOut).
+        """
+        check_socket(fd)
+        ports = self.vhci.candidates(approved.speed)
+        bus = self.vhci.bus(ports[0])
+        if bus is None:
+            raise UsbipError(Code.DEVICE_FAILED, "This machine's virtual USB bus has no root hub.")
+        same_bus = [p for p in ports if p.controller == ports[0].controller]
+        with self._hold.holding(bus):
+            port = self.vhci.attach(same_bus, fd, approved.devid, approved.speed)
+            self._ports[port.number] = approved.devid
+            imported = Imported(port.number, approved.devid, "")
+            taken(imported)
+            busid = ""
+            try:
+                busid = await self._appeared(port, approved)
+                imported = Imported(port.number, approved.devid, busid)
+                self._hold.claim(busid)
+                taken(imported)
+                if self.usb.descriptors(busid) != approved.descriptors:
+                    log.warning(
+                        "%s on port %d is not the device that was approved", busid, port.number
+                    )
+                    raise UsbipError(
+                        Code.DEVICE_CHANGED,
+                        "The device that arrived is not the one that was approved; "
+                        "it was let go before any driver saw it.",
+                    )
+                if self._hold.blocked_by_policy(bus):
+                    log.info("%s: this machine's USB authorization policy decides", busid)
+                else:
+                    self._authorize(busid)
+                self._hold.pass_others(bus, self._local_busids())
+                await self._usable(port, approved, busid)
+            finally:
+                self._hold.forget(busid)
+        return imported
+
+    def _authorize(self, busid: str) -> None:
+        try:
+            self._hold.authorize(busid)
+        except OSError as error:
+            raise UsbipError(
+                Code.DEVICE_FAILED, f"This machine could not start the device: {error.strerror}."
+            ) from None
+
+    def _local_busids(self) -> set[str]:
+        mine = (self.vhci.port(n) for n in self._ports)
+        return {p.local_busid for p in mine if p is not None}
+
+    async def _appeared(self, port: Port, approved: Device) -> str:
+        """Wait until the device has enumerated; return its bus id here."""
+        deadline = monotonic() + APPEAR_SECONDS
+        while monotonic() < deadline:
+            now = self.vhci.port(port.number)
+            if now is None or now.state == FREE or now.devid != approved.devid:
+                raise self._vanished()
+            busid = now.local_busid
+            if busid and self.usb.descriptors(busid) and self.usb.device(busid) is not None:
+                return busid
+            await self._events.wait(LOOK_SECONDS)
+        raise UsbipError(
+            Code.TIMED_OUT,
+            "The device did not answer this machine in time; unplug it, plug it in again, and try again.",
+        )
+
+    @staticmethod
+    def _vanished() -> UsbipError:
+        return UsbipError(
+            Code.DEVICE_FAILED,
+            "The device went away while this machine was starting it; try again.",
+        )
+
+    async def _usable(self, port: Port, approved: Device, busid: str) -> None:
+        """Wait until drivers have bound as far as they will.
+
+        A driver that is missing here is no failure: the device is there, and may be used without one.
+        """
+        wanted = {i.number for i in approved.interfaces if i.nodes or i.class_ in _HAS_NODES}
+        deadline = monotonic() + BIND_SECONDS
+        while monotonic() < deadline:
+            now = self.vhci.port(port.number)
+            if now is None or now.state == FREE or now.local_busid != busid:
+                raise self._vanished()
+            device = self.usb.device(busid)
+            interfaces = device.interfaces if device is not None else ()
+            have = {i.number for i in interfaces if i.nodes}
+            if interfaces and wanted <= have:
+                return
+            await self._events.wait(LOOK_SECONDS)
+
+    def detach(self, imported: Imported) -> None:
+        """Free the port, unless it is no longer ours; the device is gone from this machine."""
+        self._ports.pop(imported.port, None)
+        if self.present(imported):
+            self.vhci.detach(imported.port)
+
+    def present(self, imported: Imported) -> bool:
+        """Whether the device is still on its port."""
+        port = self.vhci.port(imported.port)
+        if port is None or port.state == FREE or port.devid != imported.devid:
+            return False
+        return not imported.local_busid or port.local_busid == imported.local_busid
+
+    async def gone(self, imported: Imported, seconds: float) -> None:
+        """Wait until the port is free again, ``seconds`` at most."""
+        try:
+            async with asyncio.timeout(seconds):
+                while self.present(imported):
+                    await self._events.wait(LOOK_SECONDS)
+        except TimeoutError:
+            log.warning("port %d is slow to come free", imported.port)
+
+    def nodes(self, busid: str) -> list[str]:
+        """The device's nodes now, as paths (``/dev/sda``); network interfaces have none."""
+        device = self.usb.device(busid)
+        found = {n for i in device.interfaces for n in i.nodes} if device is not None else set()
+        return sorted("/dev/" + n for n in found if not n.startswith("net/"))

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Starts session processes: through systemd where it runs, else by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Protocol
+
+from usbipsshd.errors import Code, UsbipError
+from usbipsshd.seqpacket import SeqPacket
+
+CONNECT_SECONDS = 5.0
+END_SECONDS = 20.0
+"""How long a session may take to give everything back once its control socket is closed."""
+
+
+class Launcher(Protocol):
+    """Starts sessions."""
+
+    def session(self) -> AbstractAsyncContextManager[SeqPacket]:
+        """A new session's control socket; leaving the context closes it."""
+        ...
+
+
+class SystemdLauncher:
+    """Connects to the socket of ``usbipssh-session.socket``: systemd starts the process in its cage."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[SeqPacket]:
+        """See :class:`Launcher`. Raises :exc:`UsbipError` (Failed)."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.setblocking(False)
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await asyncio.get_running_loop().sock_connect(sock, str(self._path))
+        except (OSError, TimeoutError):
+            sock.close()
+            raise UsbipError(
+                Code.FAILED,
+                "This machine cannot start a session; see: systemctl status usbipssh-session.socket",
+            ) from None
+        channel = SeqPacket(sock)
+        try:
+            yield channel
+        finally:
+            channel.close()
+
+
+class SpawnLauncher:
+    """Starts the process itself, as ``user`` and with no privileges (setpriv(1))."""
+
+    def __init__(
+        self,
+        user: str,
+        *,
+        command: Sequence[str] = (sys.executable, "-m", "usbipsshd.session"),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        drop = (
+            "setpriv",
+            f"--reuid={user}",
+            f"--regid={user}",
+            "--clear-groups",
+            "--no-new-privs",
+            "--bounding-set=-all",
+            "--inh-caps=-all",
+            "--",
+        )
+        self._command = (*drop, *command)
+        self._environment = dict(environment or {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"})
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[SeqPacket]:
+        """See :class:`Launcher`. Waits until the process has ended. Raises :exc:`UsbipError` (Failed)."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                child = await asyncio.create_subprocess_exec(
+                    *self._command,
+                    stdin=theirs.fileno(),
+                    stdout=asyncio.subprocess.DEVNULL,
+                    cwd="/",
+                    env=self._environment,
+                    process_group=0,
+                )
+            except OSError as error:
+                ours.close()
+                raise UsbipError(
+                    Code.FAILED, f"This machine cannot start a session: {error.strerror}."
+                ) from None
+        channel = SeqPacket(ours)
+        try:
+            yield channel
+        finally:
+            channel.close()
+            await _ended(child)
+
+
+async def _ended(child: asyncio.subprocess.Process) -> None:
+    try:
+        async with asyncio.timeout(END_SECONDS):
+            await child.wait()
+    except TimeoutError:
+        pass
+    finally:
+        if child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, 9)
+            await child.wait()

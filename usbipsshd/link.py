@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The connection to one remote: opened on demand, shared, closed when idle."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+
+from usbipsshd.control import Session, SessionFailure
+from usbipsshd.errors import Code, UsbipError
+from usbipsshd.explain import explain
+from usbipsshd.launcher import Launcher
+from usbipsshd.messages import Packet, error_from_json, get_busid, get_object
+from usbipsshd.remotes import Remote
+from usbipsshd.signer import Key, Signer
+
+log = logging.getLogger(__name__)
+
+OPEN_SECONDS = 22.0
+"""For starting the session, connecting and logging in; the session gives up sooner by itself."""
+HOST_KEY_SECONDS = 20.0
+CLOSE_SECONDS = 25.0
+IDLE_SECONDS = 60.0
+
+
+class LinkState(StrEnum):
+    """``State`` of ``org.usbipssh1.Remote``."""
+
+    IDLE = "idle"
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    UNREACHABLE = "unreachable"
+
+
+@dataclass(slots=True)
+class LinkStatus:
+    """What is published of a link."""
+
+    state: LinkState = LinkState.IDLE
+    offered_host_key: str = ""
+    last_error: tuple[str, str] = ("", "")
+    """D-Bus error name and sentence of the last failed attempt; empty after a good one."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkHooks:
+    """Whom a link tells; called from the event loop."""
+
+    changed: Callable[[], None]
+    """The status changed."""
+    devices_changed: Callable[[], None]
+    """Something was plugged in or out there."""
+    released: Callable[[str, UsbipError], None]
+    """An export ended by itself: its bus id there, and why."""
+    lost: Callable[[UsbipError], None]
+    """The connection ended by itself."""
+
+
+def known_hosts_file(text: bytes) -> int:
+    """A descriptor of an anonymous read-only file with ``text`` in it."""
+    fd = os.memfd_create("known_hosts", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.write(fd, text)
+        os.lseek(fd, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+class Link:
+    """The way to one remote. Its connection is a task in ``group``."""
+
+    def __init__(
+        self,
+        remote: Remote,
+        *,
+        group: asyncio.TaskGroup,
+        launcher: Launcher,
+        key: Key,
+        known_hosts: Callable[[Remote], bytes],
+        hooks: LinkHooks,
+        idle_seconds: float = IDLE_SECONDS,
+    ) -> None:
+        self.remote = remote
+        self.status = LinkStatus()
+        self._group = group
+        self._launcher = launcher
+        self._key = key
+        self._known_hosts = known_hosts
+        self._hooks = hooks
+        self._idle_seconds = idle_seconds
+        self._users = 0
+        self._task: asyncio.Task[None] | None = None
+        self._ready: asyncio.Future[Session] | None = None
+        self._idle = asyncio.Event()
+        self._idle_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def in_use(self) -> bool:
+        """Whether there is a connection, or somebody waits for one."""
+        return self._users > 0 or self._task is not None
+
+    @asynccontextmanager
+    async def use(self) -> AsyncIterator[Session]:
+        """A connected session, kept open while the context lasts; raise :exc:`UsbipError`.
+
+        Everyone who waits shares one attempt; it is abandoned when the last of them leaves.
+        """
+        with self.kept():
+            yield await self._session()
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keep a connection that is there from being closed for idleness."""
+        self._users += 1
+        self._stop_idle_timer()
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if not self._users:
+                self._nobody_left()
+
+    async def _session(self) -> Session:
+        while True:
+            if self._task is None:
+                self._idle.clear()
+                self._ready = asyncio.get_running_loop().create_future()
+                self._task = self._group.create_task(
+                    self._connection(self._ready), name=f"link {self.remote.name}"
+                )
+            elif self._idle.is_set():
+                # It is being closed for idleness; the next one starts when it has ended.
+                await asyncio.wait([self._task])
+                continue
+            assert self._ready is not None
+            session = await asyncio.shield(self._ready)
+            if not session.gone:
+                return session
+            await asyncio.wait([self._task])
+
+    def _nobody_left(self) -> None:
+        if self._task is None:
+            return
+        if self._ready is not None and not self._ready.done():
+            # Whoever comes now waits for its end and starts anew.
+            self._idle.set()
+            self._task.cancel()
+            return
+        loop = asyncio.get_running_loop()
+        self._idle_timer = loop.call_later(self._idle_seconds, self._idle.set)
+
+    def _stop_idle_timer(self) -> None:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+
+    def forget_trouble(self) -> None:
+        """A host key was pinned: what stood in the way of a connection may be gone."""
+        if self._task is None:
+            self.status = LinkStatus()
+            self._hooks.changed()
+
+    async def close(self) -> None:
+        """End the connection, ``CLOSE_SECONDS`` at most; its exports are given back."""
+        self._stop_idle_timer()
+        self._idle.set()
+        task = self._task
+        if task is None:
+            return
+        if self._ready is not None and not self._ready.done():
+            task.cancel()
+        _, pending = await asyncio.wait([task], timeout=CLOSE_SECONDS)
+        if pending:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _connection(self, ready: asyncio.Future[Session]) -> None:
+        error = UsbipError(Code.CANCELLED, "Cancelled.")
+        state = LinkState.IDLE
+        self._set(LinkState.CONNECTING)
+        try:
+            async with self._launcher.session() as channel:
+                session = Session(channel, self.remote.name, self._on_event)
+                error = await self._converse(session, ready)
+            if error.code is not Code.CANCELLED:
+                state = LinkState.UNREACHABLE
+        except UsbipError as failure:
+            error, state = failure, LinkState.UNREACHABLE
+        except OSError as failure:
+            error = UsbipError(Code.FAILED, f"This machine cannot connect: {failure.strerror}.")
+            state = LinkState.UNREACHABLE
+        finally:
+            self._task = None
+            self._stop_idle_timer()
+            if not ready.done():
+                ready.set_exception(error)
+                ready.exception()
+            elif state is LinkState.UNREACHABLE:
+                self._hooks.lost(error)
+            self._set(state, error if state is LinkState.UNREACHABLE else None)
+
+    async def _converse(self, session: Session, ready: asyncio.Future[Session]) -> UsbipError:
+        """Open the connection and stay until it ends; return why it did, Cancelled for idleness."""
+        agent_ours, agent_theirs = socket.socketpair()
+        signer = Signer(self._key, self.remote.name)
+        async with asyncio.TaskGroup() as group:
+            reading = group.create_task(session.run())
+            signing = group.create_task(signer.serve(agent_ours))
+            try:
+                try:
+                    await self._open(session, agent_theirs)
+                finally:
+                    agent_theirs.close()
+                ready.set_result(session)
+                self._set(LinkState.CONNECTED)
+                idle = group.create_task(self._idle.wait())
+                await asyncio.wait([reading, idle], return_when=asyncio.FIRST_COMPLETED)
+                idle.cancel()
+                if reading.done():
+                    return self._explain(session.ended)
+                await session.request("close", seconds=CLOSE_SECONDS)
+            except SessionFailure as failure:
+                return self._explain(failure)
+            finally:
+                signing.cancel()
+                session.close()
+        return UsbipError(Code.CANCELLED, "Cancelled.")
+
+    async def _open(self, session: Session, agent: socket.socket) -> None:
+        known = known_hosts_file(self._known_hosts(self.remote))
+        address = self.remote.address
+        try:
+            await session.request(
+                "open",
+                seconds=OPEN_SECONDS,
+                fds=(agent.fileno(), known),
+                host=address.host,
+                port=address.port,
+                user=address.user,
+                sudo=self.remote.sudo,
+            )
+        finally:
+            os.close(known)
+
+    def _explain(self, failure: SessionFailure) -> UsbipError:
+        unresolved = (failure.code, failure.detail) == (Code.CONNECTION_FAILED, "no such host")
+        if unresolved and self.remote.bare:
+            return UsbipError(
+                Code.UNKNOWN_REMOTE,
+                f"No remote is called {self.remote.address.host} here, "
+                "and no host of that name is known.",
+            )
+        error = explain(self.remote.name, failure.code, failure.detail)
+        if failure.code in (Code.HOST_KEY_UNKNOWN, Code.HOST_KEY_MISMATCH):
+            self.status.offered_host_key = failure.detail
+        return error
+
+    def _on_event(self, packet: Packet) -> None:
+        match packet["event"]:
+            case "changed":
+                self._hooks.devices_changed()
+            case "released":
+                code, detail = error_from_json(get_object(packet, "error"))
+                self._hooks.released(get_busid(packet), explain(self.remote.name, code, detail))
+
+    def _set(self, state: LinkState, error: UsbipError | None = None) -> None:
+        self.status.state = state
+        if state is LinkState.CONNECTED:
+            self.status.offered_host_key = ""
+            self.status.last_error = ("", "")
+        elif error is not None:
+            self.status.last_error = (error.dbus_name, error.message)
+        self._hooks.changed()
+
+
+async def fetch_host_key(launcher: Launcher, remote: Remote, wanted: str) -> str:
+    """The host key that the remote presents now, as ``type base64``; one whose SHA256
+    fingerprint is ``wanted`` if it has one. Raises :exc:`UsbipError`.
+    """
+    address = remote.address
+    async with launcher.session() as channel, asyncio.TaskGroup() as group:
+        session = Session(channel, remote.name, lambda _: None)
+        group.create_task(session.run())
+        try:
+            reply = await session.request(
+                "host-key",
+                seconds=HOST_KEY_SECONDS,
+                host=address.host,
+                port=address.port,
+                fingerprint=wanted,
+            )
+            key = reply.ok.get("key")
+        except SessionFailure as failure:
+            raise_later: UsbipError | None = explain(remote.name, failure.code, failure.detail)
+        else:
+            raise_later = None
+        finally:
+            session.close()
+    if raise_later is not None:
+        raise raise_later
+    if not isinstance(key, str):
+        raise explain(remote.name, Code.FAILED)
+    return key

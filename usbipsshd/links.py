@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""All the links: one for each listed remote, and for others while they are in use."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from usbipsshd.errors import Code, UsbipError
+from usbipsshd.launcher import Launcher
+from usbipsshd.link import IDLE_SECONDS, Link, LinkHooks
+from usbipsshd.remotes import Remote, RemoteStore
+from usbipsshd.signer import Key
+
+MAX_LINKS = 320
+
+
+class LinkListener(Protocol):
+    """Who is told what happens to links."""
+
+    def link_changed(self, link: Link) -> None:
+        """Its status changed."""
+
+    def link_devices_changed(self, link: Link) -> None:
+        """Something was plugged in or out there."""
+
+    def link_released(self, link: Link, busid: str, error: UsbipError) -> None:
+        """An export ended by itself."""
+
+    def link_lost(self, link: Link, error: UsbipError) -> None:
+        """The connection ended by itself."""
+
+
+class Links:
+    """Finds or makes the link to a remote."""
+
+    def __init__(
+        self,
+        *,
+        group: asyncio.TaskGroup,
+        launcher: Launcher,
+        key: Key,
+        store: RemoteStore,
+        idle_seconds: float = IDLE_SECONDS,
+    ) -> None:
+        self._group = group
+        self._launcher = launcher
+        self._key = key
+        self._store = store
+        self._idle_seconds = idle_seconds
+        self._links: dict[str, Link] = {}
+        self._listeners: list[LinkListener] = []
+
+    def listen(self, listener: LinkListener) -> None:
+        """Tell ``listener`` of everything from now on."""
+        self._listeners.append(listener)
+
+    def to(self, remote: Remote) -> Link:
+        """The link to ``remote``; raise :exc:`UsbipError` (LimitsExceeded)."""
+        link = self._links.get(remote.name)
+        if link is not None and link.remote == remote:
+            return link
+        if len(self._links) >= MAX_LINKS:
+            self._links = {n: k for n, k in self._links.items() if k.remote.listed or k.in_use}
+            if len(self._links) >= MAX_LINKS:
+                raise UsbipError(Code.LIMITS_EXCEEDED, "Too many remotes are in use at once.")
+        link = self._links[remote.name] = self._make(remote)
+        return link
+
+    def _make(self, remote: Remote) -> Link:
+        def told(tell: Callable[[LinkListener], None]) -> None:
+            for listener in self._listeners:
+                tell(listener)
+
+        hooks = LinkHooks(
+            changed=lambda: told(lambda x: x.link_changed(link)),
+            devices_changed=lambda: told(lambda x: x.link_devices_changed(link)),
+            released=lambda busid, error: told(lambda x: x.link_released(link, busid, error)),
+            lost=lambda error: told(lambda x: x.link_lost(link, error)),
+        )
+        link = Link(
+            remote,
+            group=self._group,
+            launcher=self._launcher,
+            key=self._key,
+            known_hosts=self._store.known_hosts,
+            hooks=hooks,
+            idle_seconds=self._idle_seconds,
+        )
+        return link
+
+    def get(self, name: str) -> Link | None:
+        """The link of that name, if there is one."""
+        return self._links.get(name)
+
+    async def drop(self, name: str) -> None:
+        """Close and forget a link."""
+        link = self._links.pop(name, None)
+        if link is not None:
+            await link.close()
+
+    async def close(self) -> None:
+        """Close every link."""
+        async with asyncio.TaskGroup() as group:
+            for link in self._links.values():
+                group.create_task(link.close())

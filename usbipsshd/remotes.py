@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Who the remotes are: their names, their addresses, and the host keys pinned for them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import ipaddress
+import logging
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomli_w
+
+from usbipsshd.errors import Code, UsbipError
+from usbipsshd.text import clean
+
+log = logging.getLogger(__name__)
+
+MAX_REMOTES = 256
+MAX_FILE = 64 << 10
+MAX_KNOWN_HOSTS = 4 << 20
+DEFAULT_USER = "root"
+DEFAULT_PORT = 22
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", re.ASCII)
+_USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}\$?", re.ASCII)
+_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?", re.ASCII)
+_ADDRESS = re.compile(
+    r"(?:(?P<user>[^@]*)@)?(?:\[(?P<six>[^\]]*)\]|(?P<host>[^\[\]:@]*))(?::(?P<port>[0-9]{1,5}))?",
+    re.ASCII,
+)
+_KEY_TYPE = re.compile(r"[a-z0-9@.-]{4,64}", re.ASCII)
+_FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where sshd is, and whom to log in as."""
+
+    user: str
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        port = "" if self.port == DEFAULT_PORT else f":{self.port}"
+        return f"{self.user}@{host}{port}"
+
+    @property
+    def known_hosts_name(self) -> str:
+        """The host as a known_hosts file has it (sshd(8), SSH_KNOWN_HOSTS FILE FORMAT)."""
+        return self.host if self.port == DEFAULT_PORT else f"[{self.host}]:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A remote as a caller means it: listed by name, or given as an address."""
+
+    name: str
+    """Its listed name; for one that is not listed, its address in full."""
+    address: Address
+    listed: bool = True
+    sudo: bool = False
+    label: str = ""
+    bare: bool = False
+    """Not listed, and given as one word that may have been meant as a name."""
+    source: Path | None = None
+
+
+def parse_address(text: str) -> Address:
+    """Parse ``[user@]host[:port]`` or ``[user@][v6addr][:port]``; raise :exc:`UsbipError` (InvalidArgs)."""
+    match = _ADDRESS.fullmatch(text) if len(text) <= 320 else None
+    if match is None:
+        raise _bad_address()
+    user = DEFAULT_USER if match["user"] is None else match["user"]
+    port = int(match["port"] or DEFAULT_PORT)
+    if match["six"] is not None:
+        try:
+            host = str(ipaddress.IPv6Address(match["six"]))
+        except ValueError:
+            raise _bad_address() from None
+        if "%" in host and not re.fullmatch(r"[0-9a-f:.]+%[A-Za-z0-9_.-]{1,15}", host, re.ASCII):
+            raise _bad_address()
+    else:
+        host = match["host"]
+        if not _HOST.fullmatch(host):
+            raise _bad_address()
+    if not _USER.fullmatch(user) or not 0 < port < 65536:
+        raise _bad_address()
+    return Address(user, host, port)
+
+
+def _bad_address() -> UsbipError:
+    return UsbipError(
+        Code.INVALID_ARGS,
+        "A remote is the name of a listed one, or [user@]host[:port], or [user@][v6addr]:port.",
+    )
+
+
+def check_fingerprint(text: str) -> str:
+    """Return a host key's fingerprint, or raise :exc:`UsbipError` (InvalidArgs)."""
+    if not _FINGERPRINT.fullmatch(text):
+        raise UsbipError(
+            Code.INVALID_ARGS,
+            "A fingerprint is SHA256: and 43 characters, as ssh-keygen -l prints it.",
+        )
+    return text
+
+
+def fingerprint(key_line: str) -> str:
+    """The SHA256 fingerprint of ``type base64``; raise ValueError if that is no public key.
+
+    The type must be the one that the key itself names (RFC 4253, section 6.6).
+    """
+    words = key_line.split(" ")
+    if len(words) != 2 or len(key_line) > 16384 or not _KEY_TYPE.fullmatch(words[0]):
+        raise ValueError("not a public key")
+    try:
+        blob = base64.b64decode(words[1], validate=True)
+    except binascii.Error:
+        raise ValueError("not a public key") from None
+    kind = words[0].encode()
+    if blob[: 4 + len(kind)] != len(kind).to_bytes(4, "big") + kind:
+        raise ValueError("not a public key of that type")
+    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+
+
+class RemoteStore:
+    """The listed remotes: ``config/remotes.d/*.toml`` by root's hand, and what AddRemote keeps in ``state``.
+
+    A remote's file is named after it and has the keys ``address`` (default: its
+    name), ``sudo`` and ``label``. A damaged file costs that remote alone.
+    """
+
+    def __init__(self, config: Path, state: Path, known_hosts: tuple[Path, ...]) -> None:
+        self._config = config / "remotes.d"
+        self._state = state / "remotes.d"
+        self._pins = state / "host-keys"
+        self._known_hosts = known_hosts
+        self._remotes: dict[str, Remote] = {}
+        self._listeners: list[Callable[[], None]] = []
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call ``listener`` after each change of the list."""
+        self._listeners.append(listener)
+
+    def _tell(self) -> None:
+        for listener in self._listeners:
+            listener()
+
+    def load(self) -> None:
+        """Read every file; root's files win over those of the same name that were added."""
+        self._remotes.clear()
+        for folder in (self._config, self._state):
+            for path in sorted(folder.glob("*.toml")) if folder.is_dir() else ():
+                try:
+                    remote = self._read(path)
+                except (OSError, ValueError, UsbipError) as error:
+                    log.warning("%s: this remote is left out: %s", path, error)
+                    continue
+                if len(self._remotes) < MAX_REMOTES:
+                    self._remotes.setdefault(remote.name, remote)
+
+    @staticmethod
+    def _read(path: Path) -> Remote:
+        if path.stat().st_size > MAX_FILE:
+            raise ValueError("too long")
+        name = path.name.removesuffix(".toml")
+        if not _NAME.fullmatch(name):
+            raise ValueError("the file's name is no name for a remote")
+        values = tomllib.loads(path.read_text("utf-8"))
+        unknown = sorted(set(values) - {"address", "sudo", "label"})
+        if unknown:
+            raise ValueError(f"unknown key {unknown[0]!r}")
+        address = values.get("address", name)
+        sudo, label = values.get("sudo", False), values.get("label", "")
+        if not isinstance(address, str) or not isinstance(sudo, bool) or not isinstance(label, str):
+            raise ValueError("address and label are strings, sudo is true or false")  # noqa: TRY004
+        return Remote(name, parse_address(address), sudo=sudo, label=clean(label), source=path)
+
+    def __iter__(self) -> Iterator[Remote]:
+        return iter(list(self._remotes.values()))
+
+    def listed(self, name: str) -> Remote:
+        """The listed remote of that name; raise :exc:`UsbipError` (InvalidArgs, UnknownRemote)."""
+        if not _NAME.fullmatch(name):
+            raise UsbipError(
+                Code.INVALID_ARGS,
+                "A remote's name has letters, digits, '.', '_' and '-', at most 64 of them.",
+            )
+        try:
+            return self._remotes[name]
+        except KeyError:
+            raise UsbipError(
+                Code.UNKNOWN_REMOTE, f"No remote is called {name} here; AddRemote adds one."
+            ) from None
+
+    def find(self, text: str) -> Remote:
+        """The remote a caller means; raise :exc:`UsbipError` (InvalidArgs)."""
+        if text in self._remotes:
+            return self._remotes[text]
+        address = parse_address(text)
+        bare = _NAME.fullmatch(text) is not None and "." not in text
+        return Remote(str(address), address, listed=False, bare=bare)
+
+    def add(self, name: str, options: Mapping[str, object]) -> Remote:
+        """List and keep a new remote; ``options`` may hold address, sudo and label.
+
+        Raises :exc:`UsbipError` (InvalidArgs, LimitsExceeded, Failed).
+        """
+        try:
+            self.listed(name)
+        except UsbipError as error:
+            if error.code is not Code.UNKNOWN_REMOTE:
+                raise
+        else:
+            raise UsbipError(
+                Code.INVALID_ARGS, f"A remote called {name} is listed already; remove it first."
+            )
+        if len(self._remotes) >= MAX_REMOTES:
+            raise UsbipError(Code.LIMITS_EXCEEDED, f"At most {MAX_REMOTES} remotes can be listed.")
+        label = str(options.get("label", ""))
+        if len(label) > 128 or clean(label) != label:
+            raise UsbipError(
+                Code.INVALID_ARGS, "A label has at most 128 characters and no control characters."
+            )
+        address = parse_address(str(options.get("address", name)))
+        path = self._state / f"{name}.toml"
+        remote = Remote(name, address, sudo=bool(options.get("sudo")), label=label, source=path)
+        values = {"address": str(address), "sudo": remote.sudo, "label": label}
+        self._write(path, tomli_w.dumps(values))
+        # A key pinned for an earlier remote of this name says nothing about this one.
+        (self._pins / name).unlink(missing_ok=True)
+        self._remotes[name] = remote
+        self._tell()
+        return remote
+
+    def check_removable(self, name: str) -> Remote:
+        """The remote, if RemoveRemote may take it; raise :exc:`UsbipError`."""
+        remote = self.listed(name)
+        if remote.source is None or remote.source.parent != self._state:
+            raise UsbipError(
+                Code.ACCESS_DENIED,
+                f"The remote {name} comes from this machine's configuration; root removes its file.",
+            )
+        return remote
+
+    def remove(self, name: str) -> None:
+        """Forget a remote that was added, and its host key; raise :exc:`UsbipError`."""
+        remote = self.check_removable(name)
+        if remote.source is not None:
+            remote.source.unlink(missing_ok=True)
+        (self._pins / name).unlink(missing_ok=True)
+        del self._remotes[name]
+        self._tell()
+
+    def pin(self, name: str, key_line: str) -> None:
+        """Trust exactly this host key (``type base64``) for a listed remote."""
+        fingerprint(key_line)
+        self._write(self._pins / name, key_line + "\n")
+
+    def known_hosts(self, remote: Remote) -> bytes:
+        """What is known of host keys, in known_hosts format: pinned keys of this address, then root's files.
+
+        Lines of root's files that speak of other hosts are passed on too: they may be hashed.
+        """
+        lines = [
+            f"{remote.address.known_hosts_name} {key}\n"
+            for other in self._remotes.values()
+            if (other.address.host, other.address.port)
+            == (remote.address.host, remote.address.port)
+            and (not remote.listed or other.name == remote.name)
+            and (key := self._pinned(other.name))
+        ]
+        text = "".join(lines).encode()
+        for path in self._known_hosts:
+            try:
+                if path.stat().st_size <= MAX_KNOWN_HOSTS:
+                    text += path.read_bytes() + b"\n"
+            except OSError:
+                continue
+        return text
+
+    def _pinned(self, name: str) -> str:
+        try:
+            line = (self._pins / name).read_text().strip()
+            fingerprint(line)
+        except (OSError, ValueError):
+            return ""
+        return line
+
+    @staticmethod
+    def _write(path: Path, text: str) -> None:
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            new = path.with_name(path.name + ".new")
+            with new.open("w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(path)
+        except OSError as error:
+            raise UsbipError(
+                Code.FAILED, f"This machine cannot keep that: {error.strerror}."
+            ) from None

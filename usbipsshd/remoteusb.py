@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What can be asked of a remote's USB, through its session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from usbipsshd.control import Session, SessionFailure
+from usbipsshd.device import Device, busid_key
+from usbipsshd.errors import Code
+from usbipsshd.explain import explain
+from usbipsshd.messages import BadPacket, device_from_json, get_int, get_object
+
+LIST_SECONDS = 15.0
+EXPORT_SECONDS = 25.0
+RELEASE_SECONDS = 20.0
+UNBIND_SECONDS = 25.0
+STATISTICS_SECONDS = 5.0
+
+
+@contextmanager
+def _explained(remote: str) -> Iterator[None]:
+    try:
+        yield
+    except SessionFailure as failure:
+        raise explain(remote, failure.code, failure.detail) from None
+    except BadPacket:
+        raise explain(remote, Code.FAILED) from None
+
+
+class RemoteUsb:
+    """One remote's devices, over a connected session. Every method raises :exc:`UsbipError`."""
+
+    def __init__(self, session: Session, remote: str) -> None:
+        self._session = session
+        self._remote = remote
+
+    async def devices(self) -> list[Device]:
+        """Every device but the root hubs, in tree order."""
+        return await self._list("", descriptors=False)
+
+    async def describe(self, busid: str) -> Device:
+        """One device with its descriptors; DeviceNotFound if it is not there."""
+        found = [d for d in await self._list(busid, descriptors=True) if d.busid == busid]
+        if not found:
+            raise explain(self._remote, Code.DEVICE_NOT_FOUND)
+        return found[0]
+
+    async def _list(self, busid: str, *, descriptors: bool) -> list[Device]:
+        with _explained(self._remote):
+            reply = await self._session.request(
+                "list", seconds=LIST_SECONDS, busid=busid, descriptors=descriptors
+            )
+            with reply.descriptors:
+                devices = [device_from_json(get_object(row, "device")) for row in reply.rows]
+        # One row a bus id: a second one could only mislead.
+        unique = {d.busid: d for d in devices}
+        return sorted(unique.values(), key=lambda d: busid_key(d.busid))
+
+    async def export(self, device: Device, *, unmount: bool) -> int:
+        """Export a device; return a descriptor of the socket for vhci, the caller's to close."""
+        with _explained(self._remote):
+            reply = await self._session.request(
+                "export",
+                seconds=EXPORT_SECONDS,
+                busid=device.busid,
+                vendor_id=device.vendor_id,
+                product_id=device.product_id,
+                devid=device.devid,
+                unmount=unmount,
+            )
+            with reply.descriptors:
+                return reply.descriptors.take(0)
+
+    async def release(self, busid: str, *, rebind: bool) -> None:
+        """End an export and give the device back to its driver; nothing to do is no error."""
+        with _explained(self._remote):
+            reply = await self._session.request(
+                "release", seconds=RELEASE_SECONDS, busid=busid, rebind=rebind
+            )
+            reply.descriptors.close()
+
+    async def unbind(self, busid: str) -> None:
+        """Give back a device that usbip-host holds, whoever exported it."""
+        with _explained(self._remote):
+            reply = await self._session.request("unbind", seconds=UNBIND_SECONDS, busid=busid)
+            reply.descriptors.close()
+
+    async def statistics(self, busid: str) -> tuple[int, int]:
+        """Bytes received from and sent to the device since it was exported."""
+        with _explained(self._remote):
+            reply = await self._session.request(
+                "statistics", seconds=STATISTICS_SECONDS, busid=busid
+            )
+            with reply.descriptors:
+                top = (1 << 63) - 1
+                return get_int(reply.ok, "received", top), get_int(reply.ok, "sent", top)

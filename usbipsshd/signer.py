@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The daemon's ssh key, and the little ssh-agent through which a session uses it.
+
+A session never sees the private key: it asks for signatures over a socket, in the
+ssh-agent protocol (draft-ietf-sshm-ssh-agent), and gets them for ssh logins only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import os
+import socket
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+log = logging.getLogger(__name__)
+
+REQUEST_IDENTITIES = 11
+IDENTITIES_ANSWER = 12
+SIGN_REQUEST = 13
+SIGN_RESPONSE = 14
+FAILURE = 5
+
+MAX_MESSAGE = 8192
+MAX_SIGNATURES = 8
+"""For one connection: one login needs one, jump hosts and retries a few more."""
+KEY_TYPE = b"ssh-ed25519"
+_USERAUTH_REQUEST = 50
+COMMENT = "usbipsshd"
+
+
+class BadMessage(ValueError):
+    """Not a message of the ssh-agent protocol, or nothing that we sign."""
+
+
+def _string(data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + data
+
+
+class _Reader:
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def take(self, count: int) -> bytes:
+        if count > len(self._data):
+            raise BadMessage("cut short")
+        head, self._data = self._data[:count], self._data[count:]
+        return head
+
+    def string(self) -> bytes:
+        return self.take(struct.unpack(">I", self.take(4))[0])
+
+    def end(self) -> None:
+        if self._data:
+            raise BadMessage("too long")
+
+
+def check_login(data: bytes, blob: bytes) -> str:
+    """The user that a signature over ``data`` would log in; raise :exc:`BadMessage` for
+    anything but a login with key ``blob`` (RFC 4252, section 7).
+    """
+    reader = _Reader(data)
+    if not 16 <= len(reader.string()) <= 64:
+        raise BadMessage("no session identifier")
+    if reader.take(1)[0] != _USERAUTH_REQUEST:
+        raise BadMessage("not a login")
+    user = reader.string()
+    if (reader.string(), reader.string(), reader.take(1)) != (
+        b"ssh-connection",
+        b"publickey",
+        b"\x01",
+    ):
+        raise BadMessage("not a login by public key")
+    if reader.string() != KEY_TYPE or reader.string() != blob:
+        raise BadMessage("another key")
+    reader.end()
+    return user.decode("utf-8", "replace")
+
+
+class Key:
+    """The daemon's own ed25519 key, kept in ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._private = folder / "id_ed25519"
+        self._public = folder / "id_ed25519.pub"
+        self.line = ""
+        """The public key as one line of OpenSSH's format, without a newline."""
+
+    def load(self) -> None:
+        """Read the key, or make it on first start; raise :exc:`OSError` or ValueError."""
+        if not self._private.exists():
+            self._make()
+        if not self._public.exists():
+            self._write(self._public, self._public_line(self._open()), 0o644)
+        self.line = self._public.read_text().strip()
+        if self.line.split()[:1] != [KEY_TYPE.decode()]:
+            raise ValueError(f"{self._public} holds no ed25519 key")
+
+    @property
+    def blob(self) -> bytes:
+        """The public key as it is sent (RFC 8709, section 4)."""
+        return base64.b64decode(self.line.split()[1])
+
+    def sign(self, data: bytes) -> bytes:
+        """A signature as it is sent (RFC 8709, section 6)."""
+        return _string(KEY_TYPE) + _string(self._open().sign(data))
+
+    def _make(self) -> None:
+        from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
+        from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: PLC0415
+
+        key = ed25519.Ed25519PrivateKey.generate()
+        private = key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.OpenSSH,
+            serialization.NoEncryption(),
+        )
+        self._public.unlink(missing_ok=True)
+        self._write(self._private, private.decode(), 0o600)
+
+    # cryptography is imported where it is used: it costs an idle daemon 6 MB.
+    def _open(self) -> Ed25519PrivateKey:
+        from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
+        from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: PLC0415
+
+        key = serialization.load_ssh_private_key(self._private.read_bytes(), password=None)
+        if not isinstance(key, ed25519.Ed25519PrivateKey):
+            raise TypeError(f"{self._private} holds no ed25519 key")
+        return key
+
+    @staticmethod
+    def _public_line(key: Ed25519PrivateKey) -> str:
+        from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
+
+        raw = key.public_key().public_bytes(
+            serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+        )
+        return f"{raw.decode()} {COMMENT}@{socket.gethostname()}\n"
+
+    @staticmethod
+    def _write(path: Path, text: str, mode: int) -> None:
+        # Whole or not at all, also across a power cut.
+        new = path.with_name(path.name + ".new")
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        with os.fdopen(fd, "w") as file:
+            os.fchmod(fd, mode)
+            file.write(text)
+            file.flush()
+            os.fsync(fd)
+        new.replace(path)
+
+
+class Signer:
+    """Answers one session's requests for signatures on a connected socket."""
+
+    def __init__(self, key: Key, remote: str) -> None:
+        self._key = key
+        self._remote = remote
+        self._left = MAX_SIGNATURES
+
+    async def serve(self, sock: socket.socket) -> None:
+        """Answer until the other end closes or sends what is no message; closes ``sock``."""
+        reader, writer = await asyncio.open_unix_connection(sock=sock)
+        try:
+            while True:
+                size = struct.unpack(">I", await reader.readexactly(4))[0]
+                if not 1 <= size <= MAX_MESSAGE:
+                    break
+                writer.write(_string(self.answer(await reader.readexactly(size))))
+                await writer.drain()
+        except (asyncio.IncompleteReadError, OSError):
+            pass
+        finally:
+            writer.close()
+
+    def answer(self, message: bytes) -> bytes:
+        """The answer to one message: what we don't do is answered with FAILURE."""
+        kind, rest = message[0], _Reader(message[1:])
+        try:
+            if kind == REQUEST_IDENTITIES:
+                blob = self._key.blob
+                return (
+                    bytes([IDENTITIES_ANSWER])
+                    + struct.pack(">I", 1)
+                    + _string(blob)
+                    + _string(COMMENT.encode())
+                )
+            if kind == SIGN_REQUEST:
+                blob, data = rest.string(), rest.string()
+                check_login(data, self._key.blob)
+                if blob == self._key.blob and self._left > 0:
+                    self._left -= 1
+                    return bytes([SIGN_RESPONSE]) + _string(self._key.sign(data))
+        except (BadMessage, struct.error) as error:
+            log.warning("%s: refused a signature: %s", self._remote, error)
+        except (OSError, ValueError, TypeError) as error:
+            log.error("%s: cannot use the daemon's key: %s", self._remote, error)  # noqa: TRY400
+        return bytes([FAILURE])
