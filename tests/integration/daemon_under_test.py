@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The whole daemon, with every outside part replaced by a test's: run as a program."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from usbipsshd.bus.values import BusError, Disconnected
+from usbipsshd.daemon import Daemon, Paths, Settings
+from usbipsshd.launcher import SpawnLauncher
+from usbipsshd.notify import Notifier
+from usbipsshd.udev import Events
+
+
+class FakeUdev:
+    """Notices from the made-up kernel's event stream."""
+
+    def __init__(self, control: Path) -> None:
+        self._control = control
+
+    @asynccontextmanager
+    async def running(self, events: Events) -> AsyncIterator[None]:
+        reader, writer = await asyncio.open_unix_connection(str(self._control))
+        writer.write(b'{"op": "subscribe"}\n')
+        listening = asyncio.create_task(self._listen(reader, events))
+        try:
+            yield
+        finally:
+            listening.cancel()
+            await asyncio.wait([listening])
+            writer.close()
+
+    @staticmethod
+    async def _listen(reader: asyncio.StreamReader, events: Events) -> None:
+        while await reader.readline():
+            events.notify()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    for name in ("sys", "control", "agent-sysfs", "folder", "tree", "session-user"):
+        parser.add_argument(f"--{name}", required=True)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.DEBUG, stream=sys.stderr, format="daemon: %(message)s")
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    folder, fake_sys = Path(arguments.folder), Path(arguments.sys)
+
+    async def modprobe(module: str) -> bool:
+        child = await asyncio.create_subprocess_exec(fake_sys / "bin/modprobe", module)
+        return await child.wait() == 0
+
+    settings = Settings(
+        bus_address=os.environ["DBUS_SYSTEM_BUS_ADDRESS"],
+        launcher=SpawnLauncher(
+            arguments.session_user,
+            command=(
+                sys.executable, "-m", "usbipsshd.session", "--agent-sysfs", arguments.agent_sysfs,
+            ),
+            environment={"PATH": "/usr/bin:/bin", "PYTHONPATH": arguments.tree},
+        ),
+        event_source=FakeUdev(Path(arguments.control)),
+        modprobe=modprobe,
+        notifier=Notifier(os.environ.get("NOTIFY_SOCKET", "")),
+        now=time.time,
+        paths=Paths(
+            sys=fake_sys,
+            config=folder / "etc",
+            state=folder / "state",
+            run=folder / "run",
+            known_hosts=(folder / "known_hosts",),
+        ),
+    )  # fmt: skip
+    with contextlib.suppress(BusError, Disconnected, ConnectionError):
+        asyncio.run(Daemon(settings).run())
+        return 0
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
