@@ -24,10 +24,11 @@ SESSION_SOCKET = Path("/run/usbipssh-session.sock")
 SESSION_USER = "usbipssh"
 
 
+_LEVELS = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
+
+
 class _Formatter(logging.Formatter):
     """Prefixes what journald understands as a level (sd-daemon(3)) when it is what listens."""
-
-    _LEVELS = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
 
     def __init__(self, *, journal: bool) -> None:
         super().__init__("%(message)s" if journal else "usbipsshd: %(message)s")
@@ -37,7 +38,7 @@ class _Formatter(logging.Formatter):
         text = super().format(record)
         if not self._journal:
             return text
-        prefix = f"<{self._LEVELS.get(record.levelno, 3)}>"
+        prefix = f"<{_LEVELS.get(record.levelno, 3)}>"
         return "\n".join(prefix + line for line in text.splitlines())
 
 
@@ -58,8 +59,8 @@ def main() -> int:
     """Run the daemon; return its exit status."""
     parser = argparse.ArgumentParser(
         prog="usbipsshd",
-        description="Uses the USB devices of other machines over ssh. Runs as root, on the system bus "
-        "as org.usbipssh1; started on demand by D-Bus or systemd.",
+        description="Uses the USB devices of other machines over ssh. Runs as root, on the "
+        "system bus as org.usbipssh1; started on demand by D-Bus or systemd.",
     )
     parser.add_argument("--version", action="version", version=f"usbipsshd {__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="log every step")

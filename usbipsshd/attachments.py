@@ -187,7 +187,8 @@ class Attachments:
                     entry,
                     UsbipError(
                         Code.DEVICE_FAILED,
-                        f"The device left this machine: it was unplugged from {attachment.remote}, or detached by another program.",
+                        "The device left this machine: it was unplugged from "
+                        f"{attachment.remote}, or detached by another program.",
                     ),
                 )
                 continue

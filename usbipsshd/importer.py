@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Turns a socket from a session into a device of this machine, if it is the device that was approved."""
+"""Turns a session's socket into a device of this machine, if it is the one that was approved."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from usbipsshd.errors import Code, UsbipError
 from usbipsshd.hold import Hold
 from usbipsshd.localusb import LocalUsb
 from usbipsshd.udev import Events
-from usbipsshd.vhci import FREE, Port, Vhci
+from usbipsshd.vhci import ERROR, FREE, USED, Port, Vhci
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Imported:
 
 
 def check_socket(fd: int) -> None:
-    """Raise :exc:`UsbipError` unless ``fd`` is what vhci may be given: a connected stream socket."""
+    """Raise :exc:`UsbipError` unless ``fd`` is what vhci may have: a connected stream socket."""
     try:
         if not stat.S_ISSOCK(os.fstat(fd).st_mode):
             raise OSError
@@ -54,6 +54,11 @@ def check_socket(fd: int) -> None:
         raise UsbipError(
             Code.FAILED, "The session handed over something that is no connection; see the log."
         ) from None
+
+
+def _is(port: Port, devid: int) -> bool:
+    """Whether a port has, or may be getting, the device: which one it is shows only in USED."""
+    return port.state not in (FREE, ERROR) and (port.state != USED or port.devid == devid)
 
 
 class Importer:
@@ -84,8 +89,9 @@ class Importer:
         ):
             raise UsbipError(
                 Code.MODULE_UNAVAILABLE,
-                f"This machine has no kernel module vhci-hcd for {os.uname().release}; install the "
-                "kernel's modules package (Ubuntu: linux-modules-extra, Fedora: kernel-modules-extra).",
+                f"This machine has no kernel module vhci-hcd for {os.uname().release}; install "
+                "the kernel's modules package (Ubuntu: linux-modules-extra, Fedora: "
+                "kernel-modules-extra).",
             )
         self.vhci.candidates(speed)
 
@@ -96,7 +102,8 @@ class Importer:
 
         ``taken`` is called as soon as a port is: the caller then owns it and ends it with
         :meth:`detach`, also when this raises. Its drivers bind only if its descriptors are those
-        of ``approved``. Raises :exc:`UsbipError` (DeviceChanged, DeviceFailed, NoFreePort, TimedOut).
+        of ``approved``. Raises :exc:`UsbipError` (DeviceChanged, DeviceFailed, NoFreePort,
+        TimedOut).
         """
         check_socket(fd)
         ports = self.vhci.candidates(approved.speed)
@@ -151,7 +158,7 @@ class Importer:
         deadline = monotonic() + APPEAR_SECONDS
         while monotonic() < deadline:
             now = self.vhci.port(port.number)
-            if now is None or now.state == FREE or now.devid != approved.devid:
+            if now is None or not _is(now, approved.devid):
                 raise self._vanished()
             busid = now.local_busid
             if busid and self.usb.descriptors(busid) and self.usb.device(busid) is not None:
@@ -159,7 +166,8 @@ class Importer:
             await self._events.wait(LOOK_SECONDS)
         raise UsbipError(
             Code.TIMED_OUT,
-            "The device did not answer this machine in time; unplug it, plug it in again, and try again.",
+            "The device did not answer this machine in time; unplug it, plug it in again, "
+            "and try again.",
         )
 
     @staticmethod
@@ -190,15 +198,17 @@ class Importer:
     def detach(self, imported: Imported) -> None:
         """Free the port, unless it is no longer ours; the device is gone from this machine."""
         self._ports.pop(imported.port, None)
-        if self.present(imported):
+        port = self.vhci.port(imported.port)
+        if port is not None and (port.state == ERROR or _is(port, imported.devid)):
             self.vhci.detach(imported.port)
 
     def present(self, imported: Imported) -> bool:
         """Whether the device is still on its port."""
         port = self.vhci.port(imported.port)
-        if port is None or port.state == FREE or port.devid != imported.devid:
+        if port is None or not _is(port, imported.devid):
             return False
-        return not imported.local_busid or port.local_busid == imported.local_busid
+        known = imported.local_busid and port.state == USED
+        return not known or port.local_busid == imported.local_busid
 
     async def gone(self, imported: Imported, seconds: float) -> None:
         """Wait until the port is free again, ``seconds`` at most."""

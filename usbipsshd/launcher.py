@@ -30,7 +30,7 @@ class Launcher(Protocol):
 
 
 class SystemdLauncher:
-    """Connects to the socket of ``usbipssh-session.socket``: systemd starts the process in its cage."""
+    """Connects to ``usbipssh-session.socket``: systemd starts the process in its cage."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -47,7 +47,8 @@ class SystemdLauncher:
             sock.close()
             raise UsbipError(
                 Code.FAILED,
-                "This machine cannot start a session; see: systemctl status usbipssh-session.socket",
+                "This machine cannot start a session; see: "
+                "systemctl status usbipssh-session.socket",
             ) from None
         channel = SeqPacket(sock)
         try:
@@ -81,7 +82,7 @@ class SpawnLauncher:
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[SeqPacket]:
-        """See :class:`Launcher`. Waits until the process has ended. Raises :exc:`UsbipError` (Failed)."""
+        """See :class:`Launcher`; waits for the process's end. Raises :exc:`UsbipError` (Failed)."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:

@@ -54,7 +54,7 @@ class LocalUsb:
         return self._folder / busid
 
     def devices(self) -> list[Device]:
-        """Every device but the root hubs, in tree order; one that vanishes meanwhile is left out."""
+        """Every device but the root hubs, in tree order; what vanishes meanwhile is left out."""
         try:
             names = [n for n in os.listdir(self._folder) if is_busid(n)]  # noqa: PTH208
         except OSError:

@@ -53,7 +53,7 @@ from usbipsshd.device import (
 from usbipsshd.errors import Code
 from usbipsshd.text import clean
 
-Json: TypeAlias = "str | int | float | bool | None | list[Json] | dict[str, Json]"
+Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 Packet: TypeAlias = dict[str, Json]
 
 MAX_PACKET = 65536

@@ -31,7 +31,7 @@ def subject(device: Device) -> str:
 
 
 def _loosen(text: str) -> str:
-    """Make every vid:pid indifferent to leading zeros and case, and every run of spaces to its length."""
+    """Make every vid:pid indifferent to leading zeros and case, every run of spaces to length."""
     text = _VIDPID_WORD.sub(r"(?i:\\b0*\1:0*\2\\b)", text)
     out: list[str] = []
     in_class = False

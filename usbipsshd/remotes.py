@@ -74,7 +74,10 @@ class Remote:
 
 
 def parse_address(text: str) -> Address:
-    """Parse ``[user@]host[:port]`` or ``[user@][v6addr][:port]``; raise :exc:`UsbipError` (InvalidArgs)."""
+    """Parse ``[user@]host[:port]`` or ``[user@][v6addr][:port]``.
+
+    Raises :exc:`UsbipError` (InvalidArgs).
+    """
     match = _ADDRESS.fullmatch(text) if len(text) <= 320 else None
     if match is None:
         raise _bad_address()
@@ -132,7 +135,8 @@ def fingerprint(key_line: str) -> str:
 
 
 class RemoteStore:
-    """The listed remotes: ``config/remotes.d/*.toml`` by root's hand, and what AddRemote keeps in ``state``.
+    """The listed remotes: ``config/remotes.d/*.toml`` by root's hand, and those in ``state``
+    that AddRemote keeps.
 
     A remote's file is named after it and has the keys ``address`` (default: its
     name), ``sudo`` and ``label``. A damaged file costs that remote alone.
@@ -247,7 +251,8 @@ class RemoteStore:
         if remote.source is None or remote.source.parent != self._state:
             raise UsbipError(
                 Code.ACCESS_DENIED,
-                f"The remote {name} comes from this machine's configuration; root removes its file.",
+                f"The remote {name} comes from this machine's configuration; "
+                "root removes its file.",
             )
         return remote
 
@@ -266,7 +271,7 @@ class RemoteStore:
         self._write(self._pins / name, key_line + "\n")
 
     def known_hosts(self, remote: Remote) -> bytes:
-        """What is known of host keys, in known_hosts format: pinned keys of this address, then root's files.
+        """What is known of host keys, in known_hosts format: pinned ones, then root's files.
 
         Lines of root's files that speak of other hosts are passed on too: they may be hashed.
         """

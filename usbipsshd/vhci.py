@@ -20,6 +20,7 @@ from usbipsshd.sysfs import write
 FREE = 4
 ASSIGNED = 5
 USED = 6
+ERROR = 7
 
 _SPEED_CODES = {1.5: 1, 12.0: 2, 480.0: 3, 5000.0: 5, 10000.0: 5, 20000.0: 5}
 """enum usb_device_speed. Faster than 5000 is sent as 5: 6 came with Linux 6.12."""
@@ -36,7 +37,7 @@ class Port:
     super_speed: bool
     state: int
     devid: int
-    """busnum << 16 | devnum at the exporter, 0 for a free port."""
+    """busnum << 16 | devnum at the exporter; shown, as all that follows, in state USED only."""
     local_busid: str
     """Empty until the device has an address here."""
     controller: int
@@ -66,7 +67,7 @@ def parse_status(text: str, controller: int = 0) -> list[Port]:
             continue
         try:
             number, state = int(words[0]), int(words[1])
-            devid = int(words[3], 16) if state != FREE else 0
+            devid = int(words[3], 16) if state == USED else 0
         except ValueError:
             continue
         busid = words[-1] if is_busid(words[-1]) else ""
@@ -98,7 +99,8 @@ class Vhci:
         if folder is None:
             raise UsbipError(
                 Code.MODULE_UNAVAILABLE,
-                "This machine's kernel has no vhci-hcd module loaded; load it with: modprobe vhci-hcd",
+                "This machine's kernel has no vhci-hcd module loaded; load it with: "
+                "modprobe vhci-hcd",
             )
         return folder
 
@@ -125,7 +127,7 @@ class Vhci:
         return {"hs": len(free) - fast, "ss": fast}
 
     def candidates(self, speed: float) -> list[Port]:
-        """Free ports for a device of ``speed`` Mbit/s; raise :exc:`UsbipError` (NoFreePort) if none."""
+        """Free ports for a device of ``speed`` Mbit/s; raise :exc:`UsbipError` if there is none."""
         self._the_folder()
         fast = speed_code(speed) >= 5
         found = [p for p in self.ports() if p.state == FREE and p.super_speed == fast]
