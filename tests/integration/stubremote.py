@@ -13,38 +13,19 @@ import re
 import socket
 import sys
 import threading
+from pathlib import Path
 
-KINDS = {"1-1": "echo", "1-2": "sink", "1-3": "source", "1-4": "stall"}
-MIB = 1 << 20
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from integration.peers import serve
+
+KINDS = {"1-1": "echo", "1-2": "sink", "1-3": "source", "1-4": "stall", "1-5": "echo"}
+PATIENT = "1-5"
+"""Bound only once another device is connected."""
 
 
 def say(text: str) -> None:
     os.write(1, (text + "\n").encode())
-
-
-def serve(kind: str, sock: socket.socket) -> None:
-    block = os.urandom(MIB)
-    try:
-        if kind == "echo":
-            while data := sock.recv(65536):
-                sock.sendall(data)
-        elif kind == "sink":
-            count = 0
-            buffer = bytearray(256 * 1024)
-            while size := sock.recv_into(buffer):
-                count += size
-                while count >= MIB:
-                    count -= MIB
-                    sock.send(b".")
-        elif kind == "source":
-            while True:
-                sock.sendall(block)
-        elif kind == "stall":
-            threading.Event().wait(60)
-    except OSError:
-        pass
-    finally:
-        sock.close()
 
 
 def device(tag: str, busid: str) -> None:
@@ -66,6 +47,7 @@ def main() -> None:
         rest += os.read(0, 65536)
     buffer = rest[int(sizes[0]) :]
     say("hello 1 0 6.1.0 debian " + (sys.argv[2] if len(sys.argv) > 2 else "perl,bash"))
+    held = ""
     while True:
         while b"\n" not in buffer:
             data = os.read(0, 65536)
@@ -86,6 +68,9 @@ def main() -> None:
             if arguments[0] not in KINDS:
                 say(f"{tag} fail DeviceNotFound")
                 continue
+            if arguments[0] == PATIENT:
+                held = f"{tag} dir /tmp\n{tag} ok"
+                continue
             say(f"{tag} dir /tmp")
         elif verb == "connect":
             busid, kind, address, token = arguments
@@ -97,6 +82,9 @@ def main() -> None:
             sock.sendall(token.encode() + b"\n")
             threading.Thread(target=serve, args=(KINDS[busid], sock), daemon=True).start()
         say(f"{tag} ok")
+        if verb == "connect" and held:
+            say(held)
+            held = ""
 
 
 main()

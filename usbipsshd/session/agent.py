@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Starts agent.sh on the remote and asks it things.
 
-The agent is the only thing that ever runs there. Its text is sent over one ssh channel; the command that
-starts it is fixed and holds nothing that came from a caller or a remote. What
+The agent is the only thing that ever runs there. Its text is sent over one ssh channel; the
+command that starts it is fixed and holds nothing that came from a caller or a remote. What
 it says is read by :mod:`usbipsshd.session.replies`.
 """
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """One ssh connection: its host key, its login, its end.
 
-Nothing is read from a home folder, a configuration file or the environment: host keys come as bytes,
-private keys stay behind an agent socket, and publickey is the only way to log in.
+Nothing is read from a home folder, a configuration file or the environment: host keys come as
+bytes, private keys stay behind an agent socket, and publickey is the only way to log in.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from usbipsshd.session.mended import MendedConnection
 
 CONNECT_LIMIT = 15.0
 """Seconds for name, connection and login together."""
-KEEPALIVE_INTERVAL = 4.0
+KEEPALIVE_INTERVAL = 3.0
 KEEPALIVE_COUNT = 2
-"""Noticed as gone after interval * (count + 1) = 12 seconds of silence."""
+"""Noticed as gone after at most interval * (count + 2) = 12 seconds of silence."""
 CLOSE_LIMIT = 3.0
 MAX_ADDRESSES = 8
 
@@ -135,7 +135,7 @@ async def _resolve(host: str, port: int) -> list[tuple[int, Any]]:
         raise Failure(Code.CONNECTION_FAILED, "no such host") from None
     except (OSError, UnicodeError):
         raise Failure(Code.CONNECTION_FAILED, "no such host") from None
-    return [(entry[0], entry[4]) for entry in found][:MAX_ADDRESSES]
+    return [(family, address) for family, _, _, _, address in found[:MAX_ADDRESSES]]
 
 
 async def _dial(target: Target, limit: float) -> socket.socket:

@@ -2,8 +2,8 @@
 """Which host keys are trusted, and how one is named: known_hosts matching, fingerprints.
 
 Matching is asyncssh's own (hashed names, ports, patterns, @cert-authority, @revoked; see
-sshd(8), SSH_KNOWN_HOSTS FILE FORMAT), by the name that was asked for only and never by the address that it
-resolved to, as OpenSSH does it without CheckHostIP.
+sshd(8), SSH_KNOWN_HOSTS FILE FORMAT), by the name that was asked for only and never by the
+address that it resolved to, as OpenSSH does it without CheckHostIP.
 """
 
 from __future__ import annotations

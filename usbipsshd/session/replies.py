@@ -143,9 +143,7 @@ class Reply:
             case "x":
                 self._add_descriptors(rest)
             case "dir":
-                if not _FOLDER.fullmatch(rest) or ".." in rest:
-                    raise BadReply("not a folder")
-                self.folder = rest
+                self._set_folder(rest)
             case "ok" if not rest:
                 self.done = True
             case "fail":
@@ -153,6 +151,11 @@ class Reply:
                 self.done = True
             case _:
                 raise BadReply("an unknown kind of line")
+
+    def _set_folder(self, rest: str) -> None:
+        if not _FOLDER.fullmatch(rest) or ".." in rest:
+            raise BadReply("not a folder")
+        self.folder = rest
 
     def _half(self) -> _Half:
         if not self._halves:

@@ -25,7 +25,7 @@ from usbipsshd.messages import (
 )
 from usbipsshd.seqpacket import Descriptors, SeqPacket
 from usbipsshd.session.agent import Agent
-from usbipsshd.session.carrier import Carrier, SshCarriers
+from usbipsshd.session.carrier import SshCarriers
 from usbipsshd.session.connection import Connection, Target, open_connection, read_host_key
 from usbipsshd.session.exports import Exports, Wanted
 from usbipsshd.session.failure import Failure
