@@ -123,15 +123,17 @@ nap() {
 }
 
 # after SECONDS COMMAND...: run a command later, in the background; its id in $timer.
-# TERM cancels it and leaves no sleep behind, whenever it comes.
+# USR2 cancels it and leaves no sleep behind, whenever it comes: nobody above has a trap for it, so
+# before the trap here is set it simply ends the process. (A signal that the parent catches is lost
+# in some shells when it comes right after the fork; for the same reason the sleep gets a KILL.)
 after() {
     (
         nap=
         over=
-        trap 'over=1; [ -z "$nap" ] || kill "$nap"' TERM
+        trap 'over=1; [ -z "$nap" ] || kill -s KILL "$nap"' USR2
         sleep "$1" &
         nap=$!
-        [ -z "$over" ] || kill "$nap"
+        [ -z "$over" ] || kill -s KILL "$nap"
         wait "$nap"
         # A signal ends the waiting before the sleep is collected.
         wait "$nap"
@@ -144,7 +146,7 @@ after() {
 
 # cancel ID: of a timer.
 cancel() {
-    kill -s TERM "$1" 2>/dev/null
+    kill -s USR2 "$1" 2>/dev/null
     wait "$1" 2>/dev/null
 }
 
@@ -748,11 +750,7 @@ release_all() {
     for note; do
         id=${note##*/}
         busid "$id" || continue
-        (
-            # What is half done must be finished, whoever else is told to end.
-            trap '' HUP INT TERM
-            give_back "$id" 1
-        ) </dev/null >/dev/null 2>&1 &
+        give_back "$id" 1 </dev/null >/dev/null 2>&1 &
         pids="$pids $!"
     done
     await 25 "$pids"
@@ -776,8 +774,8 @@ await() {
 
 # The end, in the main process.
 finish() {
-    # Not ignored: children would ignore it too, and could not be told to end.
-    trap : HUP INT TERM
+    # For the children from here on, too: what is half given back must be finished.
+    trap '' HUP INT TERM
     cancel "$watchdog"
     exec >/dev/null 2>&1 </dev/null
     await 20 "$jobs"
@@ -791,16 +789,16 @@ parent() {
 }
 
 # watch: end the main process when nothing is heard for too long (USR1 tells that something was);
-# do its work when it is gone without having done it. TERM ends the watching.
+# do its work when it is gone without having done it. USR2 ends the watching.
 watch() {
     nap=
     over=
-    trap 'over=1; [ -z "$nap" ] || kill "$nap"' TERM
-    trap '[ -z "$nap" ] || kill "$nap"' USR1
+    trap 'over=1; [ -z "$nap" ] || kill -s KILL "$nap"' USR2
+    trap '[ -z "$nap" ] || kill -s KILL "$nap"' USR1
     while [ -z "$over" ]; do
         sleep "$silence" &
         nap=$!
-        [ -z "$over" ] || kill "$nap"
+        [ -z "$over" ] || kill -s KILL "$nap"
         if wait "$nap"; then
             parent
             [ "$value" != "$main" ] || kill -s TERM "$main"
@@ -819,6 +817,8 @@ watch() {
 
 # In the watchdog, which is the last process left; its timers then tell it instead.
 main_is_gone() {
+    trap '' HUP INT TERM USR1
+    trap - USR2
     read -r main _ </proc/self/stat
     release_all
 }
