@@ -52,7 +52,7 @@ format: setup-newest
 	$(NEWEST)/bin/ruff format --cache-dir build/ruff .
 
 unit: setup-test
-	@tools/run-pytest $@ $(DEBIAN) 120 tests/unit
+	@tools/run-pytest $@ $(DEBIAN) 300 tests/unit
 
 # Twice: with Debian's own packages, and with the newest releases
 test-debian: setup-test
