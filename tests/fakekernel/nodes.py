@@ -88,6 +88,7 @@ def build_nodes(
         path, subsystem = _place(name, device)
         place = folder.folder(path)
         if subsystem == "net":
+            place.attribute("ifindex", "7")
             place.attribute("uevent", f"INTERFACE={name[4:]}\nIFINDEX=7")
         else:
             major = {"block": 8, "input": 13, "tty": 188}.get(subsystem, 250)

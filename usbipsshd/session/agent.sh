@@ -611,7 +611,8 @@ bind() {
     if ! take "$1"; then
         reason=$why
         [ -d "$at" ] || code=DeviceNotFound
-        give_back "$1" 1 && rm -f "$folder/held/$1"
+        # A name that can't be deleted may have the next device taken; then the end gives that back.
+        give_back "$1" 1 && { listed "$1" || rm -f "$folder/held/$1"; }
         remount
         fail "$code" "$reason"
         return
@@ -765,7 +766,8 @@ await() {
     for pid in $2; do
         while [ -z "$late" ]; do
             wait "$pid" 2>/dev/null
-            [ "$?" -gt 128 ] || break
+            # Interrupted, or ended by a signal, which a second wait would tell again.
+            [ "$?" -gt 128 ] && kill -s 0 "$pid" 2>/dev/null || break
         done
         [ -z "$late" ] || kill -s TERM "$pid" 2>/dev/null
     done
