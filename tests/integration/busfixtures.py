@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A private system bus with the project's real policy, and the real polkitd on it.
 
-Both daemons run in mount namespaces of their own, where the folders that polkitd reads and the list of
-users are ours: the machine itself is not changed. Needs root. ::
+Both daemons run in mount namespaces of their own, where the folders that polkitd reads and the
+list of users are ours: the machine itself is not changed. Needs root. ::
 
     with system_bus(users={"alice": 61001}) as bus, polkitd(bus, rules="…") as polkit:
         bus.busctl(61001, "call", "org.usbipssh1", …)
@@ -26,6 +26,7 @@ from typing import Any
 from usbipsshd.bus.wire import library
 
 CHECKOUT = Path(__file__).resolve().parents[2]
+USERS = {"alice": 61001, "bob": 61002}
 LIMIT = 20.0
 """Seconds that anything here may take."""
 
@@ -171,13 +172,14 @@ def system_bus(
 ) -> Iterator[SystemBus]:
     """A dbus-daemon of type system that loads dbus/org.usbipssh1.conf and polkit's policy.
 
-    ``users`` are known to it and to polkitd by name, ``groups`` have them as members.
+    ``users`` are known to it and to polkitd by name, ``groups`` have them as members. A
+    dbus-daemon hangs up on a uid that it does not know, so who calls must be among them.
     """
     folder = Path(tempfile.mkdtemp(prefix="usbipsshd-bus-"))
     folder.chmod(0o755)
     bus = SystemBus(folder, folder / "socket", 0)
     try:
-        _accounts(bus, users or {}, groups or {})
+        _accounts(bus, USERS if users is None else users, groups or {})
         includes = [CHECKOUT / "dbus/org.usbipssh1.conf", Path(_PolkitPolicy)]
         for number, include in enumerate(includes):
             shutil.copy(include, folder / f"{number}.conf")
@@ -325,7 +327,7 @@ async def bus_call(client: Any, member: str, signature: str = "", *args: object)
     )
 
 
-async def client_call(
+async def client_call(  # noqa: PLR0917
     client: Any,
     destination: str,
     path: str,
@@ -360,8 +362,8 @@ def _start_time(pid: int) -> int:
 class Agent:
     """A polkit authentication agent for callers in this process.
 
-    ``decide`` is called for each question with the action and its message. True and False answer it; None
-    leaves it open until it is withdrawn.
+    ``decide`` is called for each question with the action and its message. True and False answer
+    it; None leaves it open until it is withdrawn.
     """
 
     bus: SystemBus

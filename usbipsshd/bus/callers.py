@@ -49,7 +49,7 @@ class Callers:
                 _BUS, "/org/freedesktop/DBus", _BUS, "GetConnectionUnixUser", "s", [name]
             )
             if not (len(body) == 1 and isinstance(body[0], int)):
-                raise BusError(_BUS + ".Error.Failed", "not a uid")  # noqa: TRY301
+                raise BusError(_BUS + ".Error.Failed", "not a uid")
         except BaseException as error:
             if not future.done():
                 future.set_exception(
