@@ -6,8 +6,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -80,9 +82,20 @@ def main() -> int:
         ),
     )  # fmt: skip
     with contextlib.suppress(BusError, Disconnected, ConnectionError):
-        asyncio.run(Daemon(settings).run())
+        asyncio.run(_run(settings, folder / "tasks"))
         return 0
     return 1
+
+
+async def _run(settings: Settings, tasks: Path) -> None:
+    """Run; at SIGUSR1 the names of the tasks go into the fifo ``tasks``."""
+
+    def tell() -> None:
+        names = sorted(t.get_name() for t in asyncio.all_tasks())
+        tasks.write_text(json.dumps(names))
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, tell)
+    await Daemon(settings).run()
 
 
 if __name__ == "__main__":

@@ -7,18 +7,21 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fakekernel import FakeKernel
-from integration.busfixtures import SystemBus, polkitd, system_bus, wait_for_name
+from integration.busfixtures import Polkit, SystemBus, polkitd, system_bus, wait_for_name
+from integration.calls import Answer, Pending, busctl_line, finished
 from integration.sessions import SESSION_UID, readable_tree
 from integration.sshd import Sshd, sshd
 
@@ -29,6 +32,14 @@ ATTACHMENT = "org.usbipssh1.Attachment"
 REMOTE = "org.usbipssh1.Remote"
 ERROR = "org.usbipssh1.Error."
 STANDARD = "org.freedesktop.DBus.Error."
+STANDARD_PROPERTIES = "org.freedesktop.DBus.Properties"
+STANDARD_CODES = frozenset(
+    {
+        "AccessDenied", "InteractiveAuthorizationRequired", "InvalidArgs", "UnknownObject",
+        "LimitsExceeded", "NotSupported", "UnknownMethod", "UnknownInterface", "UnknownProperty",
+        "PropertyReadOnly",
+    }
+)  # fmt: skip
 
 ALICE, BOB, CAROL = 61001, 61002, 61003
 """Alice may do everything, Bob nothing, Carol would be asked."""
@@ -43,14 +54,6 @@ polkit.addRule(function(action, subject) {
 """
 
 
-class CallError(Exception):
-    """An error answer."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self.text = text
-
-
 @dataclass
 class World:
     """One machine that imports, one that exports, and the daemon between them."""
@@ -61,20 +64,20 @@ class World:
     ssh: Sshd
     folder: Path
     tree: Path
+    polkit: Polkit
     daemon: subprocess.Popen[bytes] | None = None
     environment: dict[str, str] = field(default_factory=dict)
 
-    def start_daemon(self) -> None:
-        """Start it and wait for its name."""
-        log = (self.folder / "log").open("ab")
+    def spawn_daemon(self) -> subprocess.Popen[bytes]:
+        """Start a daemon; it may not have come far."""
         program = Path(__file__).with_name("daemon_under_test.py")
         arguments = [
             "--sys", self.desk.root, "--control", self.desk.control,
             "--agent-sysfs", self.pi.root, "--folder", self.folder,
             "--tree", self.tree, "--session-user", str(SESSION_UID),
         ]  # fmt: skip
-        with log:
-            self.daemon = subprocess.Popen(
+        with (self.folder / "log").open("ab") as log:
+            return subprocess.Popen(
                 [sys.executable, program, *(str(a) for a in arguments)],
                 env={
                     **os.environ,
@@ -86,6 +89,10 @@ class World:
                 stderr=log,
                 cwd="/",
             )
+
+    def start_daemon(self) -> None:
+        """Start the daemon and wait for its name."""
+        self.daemon = self.spawn_daemon()
         asyncio.run(wait_for_name(self.bus, NAME))
 
     def stop_daemon(self, number: int = signal.SIGTERM) -> int:
@@ -100,49 +107,76 @@ class World:
         """What the daemon and its sessions wrote."""
         return (self.folder / "log").read_text(errors="replace")
 
-    def try_call(
-        self, uid: int, path: str, interface: str, member: str, *args: str, timeout: float = 40
-    ) -> subprocess.CompletedProcess[str]:
-        """Call with busctl as ``uid``, whatever comes of it."""
-        return self.bus.busctl(
-            uid, "--json=short", "call", NAME, path, interface, member, *args, timeout=timeout
-        )
+    def begin(
+        self,
+        uid: int,
+        member: str,
+        *args: str,
+        path: str = ROOT,
+        interface: str = MANAGER,
+        interactive: bool = False,
+    ) -> Pending:
+        """Start a call as ``uid`` with busctl, a process of its own, and don't wait for it."""
+        line = busctl_line(
+            self.bus.address, uid, "call", NAME, path, interface, member, *args,
+            interactive=interactive,
+        )  # fmt: skip
+        return Pending(line)
+
+    def ask(
+        self, uid: int, member: str, *args: str, path: str = ROOT, interface: str = MANAGER
+    ) -> Answer:
+        """Call and return what comes, an error or not."""
+        return self.begin(uid, member, *args, path=path, interface=interface).answer()
 
     def call(
         self, uid: int, member: str, *args: str, path: str = ROOT, interface: str = MANAGER
     ) -> Any:
-        """Call and return what it returns, unwrapped; raise :exc:`CallError`."""
-        done = self.try_call(uid, path, interface, member, *args)
-        if done.returncode:
-            raise CallError(done.stderr.strip())
-        data = json.loads(done.stdout)["data"] if done.stdout.strip() else []
-        return plain(data[0]) if data else None
+        """Call and return what it returns, unwrapped; raise :exc:`integration.calls.CallError`."""
+        return self.ask(uid, member, *args, path=path, interface=interface).value()
 
     def error(
         self, uid: int, member: str, *args: str, path: str = ROOT, interface: str = MANAGER
     ) -> tuple[str, str]:
-        """Call and return name and message of the error that must come; by gdbus, which names it."""
-        done = self.bus.run_as(
-            uid, sys.executable, str(self.tree / "name_error.py"), self.bus.address, path,
-            interface, member, *args, timeout=45,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        name, message = json.loads(done.stdout)
-        return name, message
+        """Call and return name and message of the error that must come."""
+        answer = self.ask(uid, member, *args, path=path, interface=interface)
+        assert answer.error, f"no error but {answer.data}"
+        return answer.error, answer.message
+
+    def refused(
+        self,
+        code: str,
+        uid: int,
+        member: str,
+        *args: str,
+        says: str = "",
+        path: str = ROOT,
+        interface: str = MANAGER,
+    ) -> str:
+        """Call; the error ``code`` must come, with a message fit for people that has ``says``."""
+        answer = self.ask(uid, member, *args, path=path, interface=interface)
+        return check_refusal(answer, code, says)
 
     def get(self, path: str, interface: str, name: str) -> Any:
         """A property."""
-        done = self.bus.busctl(0, "--json=short", "get-property", NAME, path, interface, name)
-        if done.returncode:
-            raise CallError(done.stderr.strip())
-        return json.loads(done.stdout)["data"]
+        line = busctl_line(self.bus.address, 0, "get-property", NAME, path, interface, name)
+        return finished(line).value()
+
+    def get_all(self, path: str, interface: str) -> dict[str, Any]:
+        """All properties of an interface, as anybody may read them."""
+        values: dict[str, Any] = self.call(
+            BOB, "GetAll", "s", interface, path=path, interface=STANDARD_PROPERTIES
+        )
+        return values
 
     def objects(self) -> list[str]:
         """All object paths that the ObjectManager knows."""
-        done = self.try_call(
-            0, ROOT, "org.freedesktop.DBus.ObjectManager", "GetManagedObjects"
-        )
-        return sorted(json.loads(done.stdout)["data"][0])
+        manager = "org.freedesktop.DBus.ObjectManager"
+        return sorted(self.call(BOB, "GetManagedObjects", interface=manager))
+
+    def attachments(self) -> list[str]:
+        """The attachments' paths."""
+        return [p for p in self.objects() if p.startswith(f"{ROOT}/attachment/")]
 
     def add_remote(self, name: str = "pi", *, trust: bool = True, key: bool = True) -> None:
         """List the exporting machine as ``name``, let it know our key, trust its own."""
@@ -171,10 +205,14 @@ class World:
         return found
 
     def attach(self, pattern: str, uid: int = ALICE, remote: str = "pi", *options: str) -> str:
-        """Attach; the attachment's path."""
+        """Attach; the attachment's path. ``options`` as busctl takes them."""
         count = str(len(options) // 3)
         path: str = self.call(uid, "Attach", "ssa{sv}", remote, pattern, count, *options)
         return path
+
+    def detach_all(self) -> None:
+        """Detach everything, whoever attached it."""
+        self.call(0, "Detach", "sa{sv}", "all", "0")
 
     def check_clean(self) -> None:
         """Nothing is left of anything, on either machine."""
@@ -184,28 +222,79 @@ class World:
             kernel.check_clean()
         for number, value in self.desk.state()["authorized_default"].items():
             assert int(value) == 1, f"bus {number} is still held"
+        for device in self.pi.state()["devices"].values():
+            assert device["driver"] not in ("", "usbip-host"), device
+
+    def check_nothing_left_there(self) -> None:
+        """No agent, no folder of one and no socket is left on the exporting machine."""
+        wait_until(lambda: not self.agents(), "an agent is left")
+        for base in ("/run", "/tmp"):
+            left = [str(p) for p in Path(base).glob("usbipssh.*")]
+            assert not left, left
+
+    def agents(self) -> list[int]:
+        """Pids of the agents on the exporting machine."""
+        return [
+            pid
+            for pid, words in command_lines()
+            if b"usbipssh-agent" in words and os.fsencode(self.pi.root) in words
+        ]
 
     def sessions(self) -> list[int]:
         """Pids of the daemon's session processes."""
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                words = (folder / "cmdline").read_bytes().split(b"\0")
-                if b"usbipsshd.session" in words and str(self.pi.root).encode() in words:
-                    if b"setpriv" not in words[0]:
-                        found.append(int(folder.name))
+        return [
+            pid
+            for pid, words in command_lines()
+            if b"usbipsshd.session" in words
+            and os.fsencode(self.pi.root) in words
+            and not words[0].endswith(b"setpriv")
+        ]
+
+    def tasks(self) -> list[str]:
+        """Names of the daemon's tasks that run now."""
+        assert self.daemon is not None
+        fifo = self.folder / "tasks"
+        if not fifo.exists():
+            os.mkfifo(fifo)
+        self.daemon.send_signal(signal.SIGUSR1)
+        found: list[str] = json.loads(fifo.read_text())
         return found
 
+    def descriptors(self) -> int:
+        """How many files the daemon has open."""
+        assert self.daemon is not None
+        return len(list(Path(f"/proc/{self.daemon.pid}/fd").iterdir()))
 
-def plain(value: Any) -> Any:
-    """busctl's JSON without the types of variants."""
-    if isinstance(value, dict):
-        if set(value) == {"type", "data"}:
-            return plain(value["data"])
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [plain(v) for v in value]
-    return value
+
+def command_lines() -> list[tuple[int, list[bytes]]]:
+    """Pid and arguments of every process."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            found.append((int(folder.name), (folder / "cmdline").read_bytes().split(b"\0")))
+    return found
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 15) -> None:
+    """Wait for something that sends no event."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.02)
+
+
+def check_refusal(answer: Answer, code: str, says: str = "") -> str:
+    """The answer is this error, and its message is one sentence for a person; the message."""
+    prefix = STANDARD if code in STANDARD_CODES else ERROR
+    assert answer.error == prefix + code, (answer.error, answer.message, answer.data)
+    message = answer.message
+    assert says in message, message
+    assert message.endswith("."), message
+    assert 10 < len(message) < 400, message
+    assert message.isprintable(), message
+    # A path, a traceback, a Python value: nothing of the inside.
+    assert not re.search(r"(^|[\s'\"(])/[a-z]|Traceback|\w+Error\b|\bNone\b|<[a-z]", message), message
+    return message
 
 
 @contextlib.contextmanager
@@ -220,14 +309,14 @@ def world(
     users = {"alice": ALICE, "bob": BOB, "carol": CAROL}
     with contextlib.ExitStack() as stack:
         bus = stack.enter_context(system_bus(users=users, groups={"lab": ("carol",)}))
-        stack.enter_context(polkitd(bus, rules))
+        polkit = stack.enter_context(polkitd(bus, rules))
         desk_kernel = stack.enter_context(desk or FakeKernel())
         pi_kernel = stack.enter_context(pi or FakeKernel())
         server = stack.enter_context(sshd(options=ssh_options))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="usbipsshd-test-")))
         folder.chmod(0o755)
         (folder / "known_hosts").write_text("")
-        made = World(bus, desk_kernel, pi_kernel, server, folder, readable_tree())
+        made = World(bus, desk_kernel, pi_kernel, server, folder, readable_tree(), polkit)
         try:
             made.start_daemon()
             yield made
