@@ -109,7 +109,8 @@ class Life:
     def _happened(self, event: Event) -> None:
         before = self.attachment.state
         self.attachment.state = next_state(before, event)
-        if self.attachment.state is not before:
+        # The last state is told by the object's removal alone.
+        if self.attachment.state not in (before, State.GONE):
             self._changed(self.attachment)
 
     async def run(self) -> None:
