@@ -142,7 +142,7 @@ class World:
         return asyncio.create_task(use()), leave
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.002)
 
     async def say(self, **packet: Any) -> None:

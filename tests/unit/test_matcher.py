@@ -96,7 +96,7 @@ def test_cancelling_ends_the_child(monkeypatch: pytest.MonkeyPatch) -> None:
             asyncio.create_task(matcher.select(Pattern.parse("S.ICK"), [STICK]))
             for _ in range(MAX_CHILDREN + 2)
         ]
-        while len(_children() - before) < MAX_CHILDREN:
+        while len(_children() - before) < MAX_CHILDREN:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         for task in tasks:
             task.cancel()
