@@ -190,7 +190,8 @@ class Desk(Machine):
         self._wait('[ -e "$1" ]', path, seconds)
 
     def _wait(self, test: str, path: str, seconds: int) -> None:
-        loop = f"i=0; until {test}; do i=$((i+1)); [ $i -lt {seconds * 10} ] || exit 1; sleep 0.1; done"
+        step = f"i=$((i+1)); [ $i -lt {seconds * 10} ] || exit 1; sleep 0.1"
+        loop = f"i=0; until {test}; do {step}; done"
         self.shell(loop, path, timeout=seconds + 30)
 
     # Using what was attached.
