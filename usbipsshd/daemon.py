@@ -94,7 +94,6 @@ class Daemon:
         store = RemoteStore(paths.config, paths.state, paths.known_hosts)
         store.load()
         hold = Hold(paths.sys, paths.run / "authorized_default.json")
-        hold.recover()
         vhci, usb = Vhci(paths.sys), LocalUsb(paths.sys)
         if not vhci.available:
             # Attach would load it too; this way its properties tell the truth from the start.
@@ -135,6 +134,8 @@ class Daemon:
                 store.listen(publisher.remotes_changed)
                 await bus.start(tree.handle)
                 await bus.own_name(BUS_NAME)
+                # Only now: with two of us, what the other one holds is not left over.
+                hold.recover()
                 settings.notifier.send("READY=1", "STATUS=Ready")
                 log.info("ready on %s", BUS_NAME)
                 lost = await self._until_stopped(bus)
