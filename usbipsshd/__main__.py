@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from usbipsshd import __version__
@@ -78,12 +79,23 @@ def main() -> int:
         notifier=Notifier(os.environ.get("NOTIFY_SOCKET", "")),
         now=time.time,
     )
+    status = 0
     try:
         asyncio.run(_run(settings))
-    except (OSError, BusError, Disconnected) as error:
-        logging.error("usbipsshd ends: %s", error)  # noqa: TRY400
-        return 1
-    return 0
+    except* (OSError, BusError, Disconnected) as group:
+        # What goes wrong while the daemon runs comes in a group of its own.
+        for error in _leaves(group):
+            logging.error("usbipsshd ends: %s", error)  # noqa: TRY400
+        status = 1
+    return status
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
 
 
 async def _run(settings: Settings) -> None:
