@@ -51,8 +51,9 @@ format: setup-newest
 	$(NEWEST)/bin/ruff check --fix --cache-dir build/ruff .
 	$(NEWEST)/bin/ruff format --cache-dir build/ruff .
 
+# Side by side: they wait for made-up kernels more than they compute
 unit: setup-test
-	@tools/run-pytest $@ $(DEBIAN) 300 tests/unit
+	@tools/run-pytest $@ $(DEBIAN) 300 -n 4 tests/unit
 
 # Twice: with Debian's own packages, and with the newest releases
 test-debian: setup-test

@@ -14,10 +14,12 @@ from pathlib import Path
 from usbipsshd import __version__
 from usbipsshd.bus.connection import SYSTEM_BUS
 from usbipsshd.bus.values import BusError, Disconnected
-from usbipsshd.daemon import Daemon, Settings
+from usbipsshd.daemon import Daemon
 from usbipsshd.kmod import modprobe
 from usbipsshd.launcher import Launcher, SpawnLauncher, SystemdLauncher
-from usbipsshd.notify import Notifier
+from usbipsshd.network import watch_network
+from usbipsshd.notify import Notifier, stored_descriptors
+from usbipsshd.settings import Settings
 from usbipsshd.udev import Udev
 
 SESSION_SOCKET = Path("/run/usbipssh-session.sock")
@@ -70,13 +72,18 @@ def main() -> int:
         logging.error("usbipsshd must run as root; it is started by D-Bus when it is called")
         return 1
     os.umask(0o077)
+    launcher = _launcher()
+    notify_socket = os.environ.get("NOTIFY_SOCKET", "")
     settings = Settings(
         bus_address=os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", SYSTEM_BUS),
-        launcher=_launcher(),
+        launcher=launcher,
         event_source=Udev(),
         modprobe=modprobe,
-        notifier=Notifier(os.environ.get("NOTIFY_SOCKET", "")),
+        notifier=Notifier(notify_socket, int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6),
         now=time.time,
+        watch_network=watch_network,
+        descriptors=stored_descriptors(os.environ, os.getpid()),
+        can_hand_over=isinstance(launcher, SystemdLauncher) and bool(notify_socket),
     )
     try:
         asyncio.run(_run(settings))

@@ -113,6 +113,9 @@ class Steps:
     """Something published has changed."""
 
 
+_DETACHED = UsbipError(Code.CANCELLED, "The attachment was detached before it was ready.")
+
+
 class Life:
     """Runs one attachment from its first state to gone.
 
@@ -140,12 +143,13 @@ class Life:
     def _happened(self, event: Event) -> None:
         before = self.attachment.state
         self.attachment.state = next_state(before, event)
-        if self.attachment.state is not before:
+        # The last state is told by the object's removal alone.
+        if self.attachment.state not in (before, State.GONE):
             self._steps.changed()
 
     async def run(self) -> None:
         """Live; returns when everything was given back. Cancelling it detaches."""
-        error = UsbipError(Code.CANCELLED, "The attachment was detached before it was ready.")
+        error = _DETACHED
         try:
             error = await self._run()
         finally:
@@ -162,7 +166,7 @@ class Life:
     async def _run(self) -> UsbipError:
         if self.attachment.state is State.WAITING:
             await self._wait()
-        while True:
+        while not self._detaching:
             started = self._steps.now()
             error = await self._interruptible(self._attached())
             if self._detaching:
@@ -175,8 +179,7 @@ class Life:
             self._happened(Event.PAUSED)
             await self._give_back()
             await self._wait()
-            if self._detaching:
-                return error
+        return _DETACHED
 
     def _goes_on(self) -> bool:
         """Whether there will be another try."""
@@ -220,7 +223,7 @@ class Life:
         finally:
             self._step = None
         if task.cancelled():
-            return UsbipError(Code.CANCELLED, "The attachment was detached before it was ready.")
+            return _DETACHED
         return task.result()
 
     async def _wait(self) -> None:

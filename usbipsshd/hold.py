@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,10 +65,17 @@ class Hold:
         return before == HELD
 
     @contextmanager
-    def holding(self, bus: Path) -> Iterator[None]:
-        """Hold new devices of ``bus``, a root hub's folder; may be nested and used side by side."""
+    def holding(
+        self, bus: Path, claimed: Callable[[], set[str]] = lambda: set()
+    ) -> Iterator[None]:
+        """Hold new devices of ``bus``, a root hub's folder; may be nested and used side by side.
+
+        When the last holder leaves, what others attached meanwhile is let through. Neither
+        what was claimed nor what is in ``claimed()`` then is: it was rejected, or not looked at.
+        """
         state = self._buses.get(bus)
         if state is None:
+            self._ours = {busid for busid in self._ours if (self._devices / busid).exists()}
             state = self._buses[bus] = _Bus(read_text(bus / "authorized_default") or "1")
             state.unauthorized_before = frozenset(self._unauthorized(bus))
             if state.before != HELD:
@@ -83,15 +90,15 @@ class Hold:
                 del self._buses[bus]
                 if state.before != HELD:
                     self._write(bus / "authorized_default", state.before)
-                    self._pass_others(bus, state)
+                    self._pass_others(bus, state, claimed())
                 self._save()
 
     def claim(self, busid: str) -> None:
-        """Say that a device is ours: it is authorized by :meth:`release` only."""
+        """Say that a device is ours: until it is gone, :meth:`authorize` alone authorizes it."""
         self._ours.add(busid)
 
     def forget(self, busid: str) -> None:
-        """The device is gone, or will never be authorized."""
+        """The device is gone: whatever gets its bus id next is another one."""
         self._ours.discard(busid)
 
     def authorize(self, busid: str) -> None:

@@ -101,7 +101,7 @@ class Importer:
         """Attach the device behind socket ``fd`` and wait until it is usable here.
 
         ``taken`` is called as soon as a port is: the caller then owns it and ends it with
-        :meth:`detach`, also when this raises. Its drivers bind only if its descriptors are those
+        :meth:`detach`; when this raises it was detached. Its drivers bind only if its descriptors are those
         of ``approved``. Raises :exc:`UsbipError` (DeviceChanged, DeviceFailed, NoFreePort,
         TimedOut).
         """
@@ -111,12 +111,11 @@ class Importer:
         if bus is None:
             raise UsbipError(Code.DEVICE_FAILED, "This machine's virtual USB bus has no root hub.")
         same_bus = [p for p in ports if p.controller == ports[0].controller]
-        with self._hold.holding(bus):
+        with self._hold.holding(bus, self._local_busids):
             port = self.vhci.attach(same_bus, fd, approved.devid, approved.speed)
             self._ports[port.number] = approved.devid
             imported = Imported(port.number, approved.devid, "")
             taken(imported)
-            busid = ""
             try:
                 busid = await self._appeared(port, approved)
                 imported = Imported(port.number, approved.devid, busid)
@@ -137,8 +136,10 @@ class Importer:
                     self._authorize(busid)
                 self._hold.pass_others(bus, self._local_busids())
                 await self._usable(port, approved, busid)
-            finally:
-                self._hold.forget(busid)
+            except BaseException:
+                # While new devices are still held: no driver may see what was not approved.
+                self.detach(imported)
+                raise
         return imported
 
     def _authorize(self, busid: str) -> None:
@@ -196,10 +197,14 @@ class Importer:
             await self._events.wait(LOOK_SECONDS)
 
     def detach(self, imported: Imported) -> None:
-        """Free the port, unless it is no longer ours; the device is gone from this machine."""
-        self._ports.pop(imported.port, None)
+        """Free the port, unless it is no longer ours; the device is about to vanish from here."""
+        if self._ports.pop(imported.port, None) is None:
+            return
         port = self.vhci.port(imported.port)
         if port is not None and (port.state == ERROR or _is(port, imported.devid)):
+            if port.local_busid:
+                # Its folder outlives its port for a moment, and must not be let through then.
+                self._hold.claim(port.local_busid)
             self.vhci.detach(imported.port)
 
     def present(self, imported: Imported) -> bool:
@@ -211,11 +216,13 @@ class Importer:
         return not known or port.local_busid == imported.local_busid
 
     async def gone(self, imported: Imported, seconds: float) -> None:
-        """Wait until the port is free again, ``seconds`` at most."""
+        """Wait until the port is free again and the device gone, ``seconds`` at most."""
+        busid = imported.local_busid
         try:
             async with asyncio.timeout(seconds):
-                while self.present(imported):
+                while self.present(imported) or (busid and self.usb.path(busid).exists()):
                     await self._events.wait(LOOK_SECONDS)
+            self._hold.forget(busid)
         except TimeoutError:
             log.warning("port %d is slow to come free", imported.port)
 

@@ -146,7 +146,8 @@ class Link:
             session = await asyncio.shield(self._ready)
             if not session.gone:
                 return session
-            await asyncio.wait([self._task])
+            if self._task is not None:
+                await asyncio.wait([self._task])
 
     def _start(
         self, channel: AbstractAsyncContextManager[SeqPacket], session: Session | None = None
@@ -311,8 +312,17 @@ class Link:
             case "changed":
                 self._hooks.devices_changed()
             case "released":
-                code, detail = error_from_json(get_object(packet, "error"))
-                self._hooks.released(get_busid(packet), explain(self.remote.name, code, detail))
+                self._hooks.released(get_busid(packet), self._why_released(packet))
+
+    def _why_released(self, packet: Packet) -> UsbipError:
+        if packet.get("error") is None:
+            return UsbipError(
+                Code.DEVICE_FAILED,
+                f"{self.remote.name} ended the device's connection: it was unplugged there, or "
+                "taken by another program.",
+            )
+        code, detail = error_from_json(get_object(packet, "error"))
+        return explain(self.remote.name, code, detail)
 
     def _set(self, state: LinkState, error: UsbipError | None = None) -> None:
         self.status.state = state

@@ -28,7 +28,8 @@ close                                                             {}; then the s
 
 Events: ``{"event": "closed", "error": …}``: the connection is gone, the session ends;
 ``{"event": "released", "busid": …, "error": …}``: an export ended by itself and
-its device was given back; ``{"event": "changed"}``: something was plugged there.
+its device was given back (``error`` is null if nothing went wrong with that);
+``{"event": "changed"}``: something was plugged there.
 
 An error is ``{"code": …, "detail": …}``: a code of the contract and up to
 ``MAX_DETAIL`` characters, already cleaned, which the root process cleans again.

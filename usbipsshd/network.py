@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
@@ -21,42 +20,37 @@ _RTMGRP_IPV6_IFADDR = 0x100
 _RTMGRP_IPV6_ROUTE = 0x400
 
 
-@asynccontextmanager
-async def watching(changed: Callable[[], None]) -> AsyncIterator[None]:
-    """Call ``changed`` once the network has settled after each change, while the context lasts."""
+async def watch_network(changed: Callable[[], None]) -> None:
+    """Call ``changed`` once the network has settled after each change, until cancelled.
+
+    Returns at once where that cannot be noticed.
+    """
+    groups = _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV4_ROUTE | _RTMGRP_IPV6_IFADDR | _RTMGRP_IPV6_ROUTE
     loop = asyncio.get_running_loop()
-    timer: asyncio.TimerHandle | None = None
-    try:
-        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
-        sock.bind(
-            (
-                0,
-                _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV4_ROUTE | _RTMGRP_IPV6_IFADDR | _RTMGRP_IPV6_ROUTE,
-            )
-        )
-    except OSError as error:
-        log.info("changes of the network are not noticed: %s", error)
-        yield
-        return
-    sock.setblocking(False)
-
-    def readable() -> None:
-        nonlocal timer
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
         try:
-            while sock.recv(65536):
-                pass
-        except OSError:
-            # EAGAIN: all read. ENOBUFS: some were lost, which is a change, too.
-            pass
-        if timer is not None:
-            timer.cancel()
-        timer = loop.call_later(SETTLE_SECONDS, changed)
+            sock.bind((0, groups))
+        except OSError as error:
+            log.info("changes of the network are not noticed: %s", error)
+            return
+        sock.setblocking(False)
+        came = asyncio.Event()
+        loop.add_reader(sock, came.set)
+        try:
+            while True:
+                await came.wait()
+                await asyncio.sleep(SETTLE_SECONDS)
+                _drain(sock)
+                came.clear()
+                changed()
+        finally:
+            loop.remove_reader(sock)
 
-    loop.add_reader(sock, readable)
+
+def _drain(sock: socket.socket) -> None:
     try:
-        yield
-    finally:
-        loop.remove_reader(sock)
-        sock.close()
-        if timer is not None:
-            timer.cancel()
+        while sock.recv(65536):
+            pass
+    except OSError:
+        # EAGAIN: all read. ENOBUFS: some were lost, which is a change, too.
+        return

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import array
+import asyncio
 import os
 import re
 import socket
@@ -11,10 +12,20 @@ from collections.abc import Mapping, Sequence
 
 
 class Notifier:
-    """Sends to the socket that NOTIFY_SOCKET named; without one, nowhere."""
+    """Sends to the socket that NOTIFY_SOCKET named; without one, nowhere.
 
-    def __init__(self, address: str) -> None:
+    ``watchdog_seconds`` is how often systemd wants to hear from us; 0 for never.
+    """
+
+    def __init__(self, address: str, watchdog_seconds: float = 0.0) -> None:
         self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._watchdog_seconds = watchdog_seconds
+
+    async def watchdog(self) -> None:
+        """Tell that the event loop turns, until cancelled; return at once if nobody asks."""
+        while self._address and self._watchdog_seconds > 0:
+            self.send("WATCHDOG=1")
+            await asyncio.sleep(self._watchdog_seconds / 3)
 
     def send(self, *states: str, fds: Sequence[int] = ()) -> None:
         """Send assignments such as ``READY=1``, and descriptors with ``FDSTORE=1``."""

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,6 +20,12 @@ from fakekernel.devices import FakeDevice
 
 _TESTS = Path(__file__).resolve().parent.parent
 _START_SECONDS = 20.0
+
+
+def _python() -> str:
+    """A Python that has FUSE: this one, or the system's."""
+    here = find_spec("fusepy") or find_spec("fuse")
+    return sys.executable if here else "/usr/bin/python3"
 
 
 class FakeKernelError(Exception):
@@ -109,7 +116,7 @@ class FakeKernel:
         self.control = base / "control"
         environment = {**os.environ, "PYTHONPATH": str(_TESTS)}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "fakekernel", *self._arguments, self.root, self.control],
+            [_python(), "-m", "fakekernel", *self._arguments, self.root, self.control],
             env=environment,
             stdin=subprocess.DEVNULL,
         )
@@ -169,6 +176,12 @@ class FakeKernel:
     def unplug(self, busid: str) -> None:
         """Pull a device out."""
         self.ask("unplug", busid=busid)
+
+    def reset(self) -> None:
+        """As after a start: nothing plugged in, no port taken, nothing set to fail. (Modules
+        stay loaded.) So that many tests can share one kernel."""
+        self.ask("reset")
+        self.wait(lambda state: not state["ports"])
 
     def fail(self, operation: str, code: str = "EIO", times: int = 1) -> None:
         """Let the next uses of an operation fail; -1 for ever, 0 to stop that.
@@ -232,4 +245,4 @@ class FakeKernel:
         """Raise AssertionError where a device is still exported, a port taken, or worse."""
         state = self.state()
         for name in ("crashes", "matched", "bound", "connected", "ports"):
-            assert state[name] == [], f"{name}: {state[name]}"  # noqa: S101
+            assert state[name] == [], f"{name}: {state[name]}"

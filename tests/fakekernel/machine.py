@@ -115,6 +115,20 @@ class Machine:
                     entry[1] -= 1
                     raise fault(entry[0])
 
+    def reset(self) -> None:
+        """Pull everything out and forget faults, delays and what was logged."""
+        with self.lock:
+            self._faults.clear()
+            self._delays.clear()
+            for busid in sorted(self.devices):
+                if busid in self.devices and not self.devices[busid].bus.virtual:
+                    self.unplug(busid)
+            for bus in self.buses.values():
+                bus.next_devnum = 2
+                bus.authorized_default = True
+            self.log.clear()
+            self.crashes.clear()
+
     # --- events --------------------------------------------------------------------------
 
     def subscribe(self) -> queue.SimpleQueue[dict[str, Any]]:
@@ -191,9 +205,7 @@ class Machine:
             with self.lock:
                 bus.authorized_default = data.strip() not in (b"0",)
 
-        folder.control(
-            "authorized_default", store, lambda: b"%d\n" % int(bus.authorized_default)
-        )
+        folder.control("authorized_default", store, lambda: b"%d\n" % int(bus.authorized_default))
         folder.link("subsystem", relative("/bus/usb", path))
         folder.link("driver", relative("/bus/usb/drivers/usb", path))
         self.root.folder("/bus/usb/devices").link(name, relative(path, "/bus/usb/devices"))
@@ -220,16 +232,14 @@ class Machine:
         with self.lock:
             if busid in self.devices:
                 raise fault(errno.EEXIST, f"{busid} is taken")
-            number = int(busid.split("-")[0])
+            number = int(busid.split("-", maxsplit=1)[0])
             bus = self.buses.get(number)
             parent = busid.rpartition(".")[0]
             if bus is None or (parent and parent not in self.devices):
                 raise fault(errno.ENODEV, f"{busid} has nothing to be plugged into")
             above = self.devices[parent].path if parent else bus.path
             path = f"{above}/{busid}"
-            device = Plugged(
-                busid, bus, description, bus.next_devnum, path, self.root.folder(path)
-            )
+            device = Plugged(busid, bus, description, bus.next_devnum, path, self.root.folder(path))
             bus.next_devnum += 1
             device.authorized = bus.authorized_default
             self.devices[busid] = device
@@ -406,8 +416,8 @@ class Machine:
             return self.devices[name]
 
     def _bind(self, driver: str, data: bytes) -> None:
+        self.passing("bind", self.named(data).busid)
         device = self.named(data)
-        self.passing("bind", device.busid)
         with self.lock:
             if device.driver:
                 raise fault(errno.EBUSY)
@@ -417,8 +427,8 @@ class Machine:
                 raise fault(errno.ENODEV)
 
     def _unbind(self, driver: str, data: bytes) -> None:
+        self.passing("unbind", self.named(data).busid)
         device = self.named(data)
-        self.passing("unbind", device.busid)
         with self.lock:
             if device.driver != driver:
                 raise fault(errno.ENODEV)
@@ -428,8 +438,8 @@ class Machine:
             self.drop_driver(device)
 
     def _drivers_probe(self, data: bytes, _: int) -> None:
+        self.passing("probe", self.named(data).busid)
         device = self.named(data)
-        self.passing("probe", device.busid)
         self.probe(device)
 
     # --- modules -------------------------------------------------------------------------

@@ -61,21 +61,19 @@ def _place(name: str, device: FakeDevice) -> tuple[str, str]:
     hid = f"0003:{device.vendor_id:04X}:{device.product_id:04X}.0001"
     scsi = "host0/target0:0:0/0:0:0:0"
     base = name.rpartition("/")[2]
-    if name.startswith("input/"):
-        number = base.lstrip(string.ascii_lowercase)
-        return f"{hid}/input/input{number}/{base}", "input"
-    if name.startswith("hidraw"):
-        return f"{hid}/hidraw/{name}", "hidraw"
-    if name.startswith("bsg/"):
-        return f"{scsi}/bsg/{base}", "bsg"
-    if name.startswith("sd"):
-        disk = name.rstrip(string.digits)
-        return f"{scsi}/block/{disk}" + (f"/{name}" if name != disk else ""), "block"
-    if name.startswith("tty"):
-        return f"{name}/tty/{name}", "tty"
-    if name.startswith("net/"):
-        return f"net/{base}", "net"
-    return f"misc/{base}", "misc"
+    disk = name.rstrip(string.digits)
+    partition = "" if name == disk else f"/{name}"
+    number = base.lstrip(string.ascii_lowercase)
+    places = (
+        ("input/", f"{hid}/input/input{number}/{base}", "input"),
+        ("hidraw", f"{hid}/hidraw/{name}", "hidraw"),
+        ("bsg/", f"{scsi}/bsg/{base}", "bsg"),
+        ("sd", f"{scsi}/block/{disk}{partition}", "block"),
+        ("tty", f"{name}/tty/{name}", "tty"),
+        ("net/", f"net/{base}", "net"),
+        ("", f"misc/{base}", "misc"),
+    )
+    return next((path, kind) for prefix, path, kind in places if name.startswith(prefix))
 
 
 def build_nodes(
@@ -100,6 +98,7 @@ def build_nodes(
             place.folder("holders")
         if subsystem == "input":
             folder.folder(path.rpartition("/")[0]).attribute(
-                "uevent", f'PRODUCT=3/{device.vendor_id:x}/{device.product_id:x}/110\nNAME="{device.product}"'
+                "uevent",
+                f'PRODUCT=3/{device.vendor_id:x}/{device.product_id:x}/110\nNAME="{device.product}"',
             )
         yield Node(name, path, subsystem)

@@ -49,6 +49,11 @@ class Control:
     def _op_status(self, busid: str, status: int) -> None:
         self._host.set_status(busid, status)
 
+    def _op_reset(self) -> None:
+        self._vhci.reset()
+        self.machine.reset()
+        self._host.reset()
+
     def _op_load(self, module: str) -> None:
         self.machine.load_module(module)
 
@@ -112,7 +117,7 @@ class _Handler(socketserver.StreamRequestHandler):
                 answer: dict[str, Any] = {"ok": control.carry_out(request)}
             except OSError as error:
                 answer = {"error": error.strerror or str(error)}
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 answer = {"error": f"{type(error).__name__}: {error}"}
             self.wfile.write(json.dumps(answer).encode() + b"\n")
 

@@ -155,10 +155,10 @@ class UsbipHost:
             if self.status.get(busid) != AVAILABLE:
                 sock.close()
                 raise fault(errno.EINVAL)
-            wire = Wire(sock, lambda w: self._talk(device, w), lambda: self._ended(busid, wire))
+            made = Wire(sock, lambda w: self._talk(device, w), lambda: self._ended(busid, made))
             self.status[busid] = USED
-            self.wires[busid] = wire
-        wire.start()
+            self.wires[busid] = made
+        made.start()
 
     def _ended(self, busid: str, wire: Wire) -> None:
         try:
@@ -209,6 +209,13 @@ class UsbipHost:
             self.answers[busid] = answer
             if told is not None:
                 self.lies[busid] = device_from_json(told)
+
+    def reset(self) -> None:
+        """Forget names and lies."""
+        with self._machine.lock:
+            self._names.clear()
+            self.answers.clear()
+            self.lies.clear()
 
     def set_status(self, busid: str, status: int) -> None:
         """Put a device into a state, such as 3 after a reset that failed."""

@@ -185,6 +185,12 @@ class Vhci:
             raise fault(errno.EIO, "what came back is not what was sent")
         return len(back)
 
+    def reset(self) -> None:
+        """End every connection."""
+        for port in self.ports:
+            if port.wire is not None:
+                port.wire.end()
+
     def told(self) -> list[dict[str, Any]]:
         """The ports that are not free."""
         return [

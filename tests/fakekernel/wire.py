@@ -10,6 +10,7 @@ asks, the exporting one answers:
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import socket
@@ -87,10 +88,8 @@ class Wire:
 
     def end(self) -> None:
         """Shut the connection down; the thread ends soon after."""
-        try:
+        with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
 
     def take_line(self) -> bytes | None:
         """A whole line that has arrived, without its newline."""

@@ -17,9 +17,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from usbipsshd.bus.values import BusError, Disconnected
-from usbipsshd.daemon import Daemon, Paths, Settings
+from usbipsshd.daemon import Daemon
 from usbipsshd.launcher import SpawnLauncher
+from usbipsshd.network import watch_network
 from usbipsshd.notify import Notifier
+from usbipsshd.settings import Paths, Settings
 from usbipsshd.udev import Events
 
 
@@ -73,6 +75,7 @@ def main() -> int:
         modprobe=modprobe,
         notifier=Notifier(os.environ.get("NOTIFY_SOCKET", "")),
         now=time.time,
+        watch_network=watch_network,
         paths=Paths(
             sys=fake_sys,
             config=folder / "etc",

@@ -20,12 +20,31 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from integration.peers import serve
 
 KINDS = {"1-1": "echo", "1-2": "sink", "1-3": "source", "1-4": "stall", "1-5": "echo"}
+STRANGERS: list[socket.socket] = []
 PATIENT = "1-5"
 """Bound only once another device is connected."""
 
 
 def say(text: str) -> None:
     os.write(1, (text + "\n").encode())
+
+
+def reach(kind: str, address: str) -> socket.socket:
+    if kind == "bash":
+        return socket.create_connection(("127.0.0.1", int(address)))
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(address)
+    return sock
+
+
+def intrude(kind: str, address: str) -> None:
+    """Be there first: silent, with the wrong token, and gone at once; more often than allowed."""
+    for _ in range(4):
+        STRANGERS.append(reach(kind, address))
+        wrong = reach(kind, address)
+        wrong.sendall(b"0" * 32 + b"\n")
+        assert wrong.recv(1) == b""
+        reach(kind, address).close()
 
 
 def device(tag: str, busid: str) -> None:
@@ -74,11 +93,9 @@ def main() -> None:
             say(f"{tag} dir /tmp")
         elif verb == "connect":
             busid, kind, address, token = arguments
-            if kind == "bash":
-                sock = socket.create_connection(("127.0.0.1", int(address)))
-            else:
-                sock = socket.socket(socket.AF_UNIX)
-                sock.connect(address)
+            if "strangers" in sys.argv:
+                intrude(kind, address)
+            sock = reach(kind, address)
             sock.sendall(token.encode() + b"\n")
             threading.Thread(target=serve, args=(KINDS[busid], sock), daemon=True).start()
         say(f"{tag} ok")

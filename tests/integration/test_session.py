@@ -270,6 +270,43 @@ def test_a_stalled_side_does_not_make_memory_grow(direction: str) -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("connector", ["perl", "bash"])
+def test_strangers_at_the_forwarded_socket_break_nothing(connector: str) -> None:
+    async def main() -> None:
+        with stub_remote(f"{connector} strangers") as own:
+            async with session() as running:
+                await connect(running, own)
+                near = await export(running, "1-1")
+                near.sendall(b"hello")
+                assert await asyncio.to_thread(near.recv, 5) == b"hello"
+                near.close()
+                await running.event()
+
+    asyncio.run(main())
+
+
+def test_a_peer_that_falls_silent_is_noticed() -> None:
+    async def main() -> None:
+        with stub_remote() as own:
+            async with session() as running:
+                await connect(running, own)
+                near = await export(running, "1-1")
+                frozen = children(own.process.pid)
+                for pid in frozen:
+                    os.kill(pid, signal.SIGSTOP)
+                try:
+                    event = await running.event(15)
+                    assert event["event"] == "closed"
+                    assert event["error"]["code"] == "ConnectionFailed"
+                    near.close()
+                    assert await running.wait_ended() == 0
+                finally:
+                    for pid in frozen:
+                        os.kill(pid, signal.SIGKILL)
+
+    asyncio.run(main())
+
+
 async def push(sock: socket.socket, size: int) -> int:
     """Write until nothing more was taken for a second; how much was."""
     block = bytes(1_000_000)

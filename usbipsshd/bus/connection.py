@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -274,7 +274,10 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
     def emit(
         self, path: str, interface: str, member: str, signature: str, body: Sequence[object]
     ) -> None:
-        """Send a signal to all who listen; without a connection, to nobody."""
+        """Send a signal to all who listen; before :meth:`start` and after the end, to nobody."""
+        if not self.unique_name:
+            # A bus hangs up on whoever sends anything before its login.
+            return
         message = wire.Message(
             message_type=_MessageType.SIGNAL,
             path=path,

@@ -219,7 +219,7 @@ class Manager:
         options(call.args[0], _NOTHING)
         attachments = self._service.attachments
         received, sent = await attachments.statistics(self._attachment(call.path))
-        return ({"bytes-received": Variant("t", received), "bytes-sent": Variant("t", sent)},)
+        return ({"received": Variant("t", received), "sent": Variant("t", sent)},)
 
     async def _detach_hub(self, call: Call) -> Sequence[object]:
         options(call.args[0], _NOTHING)

@@ -322,6 +322,8 @@ class Agent:
         chan = self._chan
         if chan is None:
             return
+        if self.ended.done():
+            limit = 0  # nobody is left there who could answer
         try:
             with contextlib.suppress(TimeoutError, OSError, asyncssh.Error):
                 async with asyncio.timeout(limit):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from usbipsshd.errors import Code
 from usbipsshd.session.failure import Failure
 from usbipsshd.session.hostkeys import KEY_FAMILIES, TrustedKeys, fingerprint, key_text
 from usbipsshd.session.mended import MendedConnection
+
+log = logging.getLogger(__name__)
 
 CONNECT_LIMIT = 15.0
 """Seconds for name, connection and login together."""
@@ -206,6 +209,12 @@ async def _handshake(
         raise Failure(Code.CONNECTION_FAILED, _reason(error)) from None
     except asyncssh.Error as error:
         raise _login_failure(error, made[0] if made else None) from None
+    except Failure:
+        raise
+    except Exception as error:
+        # asyncssh hands on whatever its parsers stumbled over.
+        log.warning("the handshake failed: %s: %s", type(error).__name__, error)
+        raise Failure(Code.REMOTE_UNSUPPORTED, "its ssh server does not make sense") from None
     finally:
         if not made and agent is not None:
             agent.close()
@@ -214,6 +223,11 @@ async def _handshake(
             for conn in made:
                 conn.abort()
     return made[0]
+
+
+def _is_no_greeting(data: bytes) -> bool:
+    # Lines before the version are allowed (RFC 4253, 4.2), and OpenSSH says so when it is too busy.
+    return data != b"" and b"SSH-" not in data and not data.startswith(b"Exceeded MaxStartups")
 
 
 def _login_failure(error: asyncssh.Error, conn: MendedConnection | None) -> Failure:
@@ -225,6 +239,8 @@ def _login_failure(error: asyncssh.Error, conn: MendedConnection | None) -> Fail
     if isinstance(error, asyncssh.KeyExchangeFailed):
         return Failure(Code.REMOTE_UNSUPPORTED, "its ssh server has no algorithm in common with us")
     if isinstance(error, asyncssh.ConnectionLost):
+        if conn is not None and _is_no_greeting(conn.greeting):
+            return Failure(Code.REMOTE_UNSUPPORTED, "what answers there is no ssh server")
         return Failure(Code.CONNECTION_FAILED, "its ssh server closed the connection")
     if isinstance(error, (asyncssh.ProtocolError, asyncssh.ProtocolNotSupported)):
         return Failure(Code.REMOTE_UNSUPPORTED, "what answers there is no ssh server")

@@ -116,9 +116,8 @@ class _Cryptography:
         return text
 
 
-def _load_library() -> ctypes.CDLL | None:
-    if int(cryptography.__version__.split(".")[0]) >= _SLOW_BEFORE:
-        return None
+def load_openssl() -> ctypes.CDLL | None:
+    """The system's libcrypto with what is used of it declared; None when there is none."""
     for name in _LIBRARIES:
         try:
             lib = ctypes.CDLL(name)
@@ -137,7 +136,9 @@ def _load_library() -> ctypes.CDLL | None:
     return None
 
 
-_LIBRARY = _load_library()
+_LIBRARY = (
+    load_openssl() if int(cryptography.__version__.split(".")[0]) < _SLOW_BEFORE else None
+)
 
 
 def make_aead(key: bytes, *, encrypt: bool) -> Aead:

@@ -139,6 +139,8 @@ class MendedConnection(asyncssh.SSHClientConnection):
     ) -> None:
         super().__init__(loop, options, wait=wait)
         self.offered_key: bytes | None = None
+        self.greeting = b""
+        """The first bytes that came, at most 64."""
         self.congested = False
         self._congestion_watchers: set[Callable[[bool], None]] = set()
         self._padding = Padding()
@@ -225,6 +227,8 @@ class MendedConnection(asyncssh.SSHClientConnection):
 
     def data_received(self, data: bytes, datatype: Any = None) -> None:
         """Take bytes from the network."""
+        if len(self.greeting) < 64:
+            self.greeting = (self.greeting + data)[:64]
         cipher: Any = self._recv_encryption
         if type(cipher) is GCMEncryption:
             cipher = self._recv_encryption = PacketGcm(cipher, encrypt=False)

@@ -32,6 +32,8 @@ MAX_LINE = 8192
 """Bytes in a line; the agent's own limit is 4096."""
 MAX_REPLY = 8 * 1024 * 1024
 """Bytes in one reply."""
+MAX_LINES = 100_000
+"""Lines in one reply."""
 MAX_ATTRIBUTES = 32
 MAX_DESCRIPTORS = 24 * 1024
 """Bytes of descriptors; as hex they must fit into a control packet beside the rest."""
@@ -118,6 +120,7 @@ class Reply:
         self.error: tuple[Code, str] | None = None
         self.folder = ""
         self._size = 0
+        self._lines = 0
         self._buses: dict[str, str] = {}
         self._halves: list[_Half] = []
 
@@ -126,7 +129,8 @@ class Reply:
         if self.done:
             raise BadReply("a line after the last")
         self._size += len(text) + 1
-        if self._size > MAX_REPLY:
+        self._lines += 1
+        if self._size > MAX_REPLY or self._lines > MAX_LINES:
             raise BadReply("the reply is too long")
         kind, _, rest = text.partition(" ")
         match kind:

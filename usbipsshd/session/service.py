@@ -68,6 +68,7 @@ class Session:
         self._requests: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._close_id: int | None = None
+        self._gone: Failure | None = None
         self._operations: dict[str, Callable[[int, Packet, Descriptors], Awaitable[Packet | None]]]
         self._operations = {
             "open": self._open,
@@ -162,7 +163,7 @@ class Session:
             except BadPacket as error:
                 await self._fail(id_, Failure(Code.INVALID_ARGS, str(error)))
             except asyncio.CancelledError:
-                await self._fail(id_, Failure(Code.CANCELLED))
+                await self._fail(id_, self._gone or Failure(Code.CANCELLED))
             except Exception:
                 log.exception("request %d failed", id_)
                 await self._fail(id_, Failure(Code.FAILED))
@@ -234,6 +235,7 @@ class Session:
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         failure = remote.connection.failure() if lost.done() else ended.result()
         log.info("the connection is gone: %s", failure)
+        self._gone = failure
         await self._send(
             {"event": "closed", "error": error_to_json(failure.code, failure.detail)}
         )

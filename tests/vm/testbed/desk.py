@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The machine that imports: the daemon and its callers, and the kernel's view of the ports."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from . import systems
+from .host import CHECKOUT, TestbedError
+from .machine import Machine
+from .ssh import CommandFailed
+
+BUS_NAME = "org.usbipssh1"
+ROOT = "/org/usbipssh1"
+PYTHON_FOLDER = "/usr/lib/python3/dist-packages"
+
+
+class CallFailed(TestbedError):  # noqa: N818 (it is what the test asks about)
+    """A D-Bus call was answered with an error."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(f"{name}: {message}")
+        self.name = name
+        self.message = message
+
+
+@dataclass(frozen=True)
+class Port:
+    """One line of a vhci `status` file (Linux 4.13 and later)."""
+
+    hub: str
+    number: int
+    state: int
+    speed: int
+    device: int
+    descriptor: int
+    busid: str
+
+
+@dataclass(frozen=True)
+class KeyEvent:
+    """A key that went down (1), up (0) or repeats (2), from linux/input.h."""
+
+    code: int
+    value: int
+
+
+class Desk(Machine):
+    """A Debian with the project's package, and alice (allowed), bob (forbidden) and carol."""
+
+    name: ClassVar[str] = "desk"
+    address: ClassVar[str] = systems.DESK_ADDRESS
+    number: ClassVar[int] = 2
+    memory: ClassVar[int] = 768
+
+    def disk(self) -> Path:
+        return self.images.desk
+
+    def devices(self) -> list[str]:
+        """A USB controller of its own, with a device that is nobody else's business."""
+        return [
+            "-device", "qemu-xhci,id=xhci",
+            "-device", "usb-mouse,id=mouse,bus=xhci.0,port=1,serial=MOUSE0002",
+        ]  # fmt: skip
+
+    # D-Bus.
+
+    def bus(
+        self, user: str, *words: str, interactive: bool = False, timeout: float = 60
+    ) -> Any:
+        """busctl as `user`; its answer's data. Raises CallFailed with the error's name.
+
+        `words` is what follows busctl's options, such as `call SERVICE OBJECT …`.
+        """
+        asked = "yes" if interactive else "no"
+        command = [
+            "busctl", "--system", "--json=short", f"--timeout={timeout:g}",
+            f"--allow-interactive-authorization={asked}", *words,
+        ]  # fmt: skip
+        # sd-bus tells an error's name only in its debug messages.
+        tuned = ["env", "SYSTEMD_LOG_LEVEL=debug", "SYSTEMD_LOG_TARGET=console", *command]
+        if user != "root":
+            tuned = ["runuser", "-u", user, "--", *tuned]
+        done = self.ssh.attempt(*tuned, timeout=timeout + 30)
+        if done.code == 0:
+            return json.loads(done.out)["data"] if done.out.strip() else None
+        name = re.findall(r"error-name=(\S+)\s+error-message=(.*)$", done.err, re.MULTILINE)
+        named = [(kind, text) for kind, text in name if kind != "n/a"]
+        if not named:
+            raise CommandFailed("desk", " ".join(command), done.code, done.out, done.err)
+        raise CallFailed(*named[-1])
+
+    def busctl(
+        self,
+        user: str,
+        member: str,
+        signature: str = "",
+        *arguments: object,
+        path: str = ROOT,
+        interface: str = f"{BUS_NAME}.Manager",
+        interactive: bool = False,
+        timeout: float = 60,
+    ) -> Any:
+        """Call a method of the daemon as `user`, arguments as busctl writes them.
+
+        Returns the list of what the method returned.
+        """
+        words = ["call", "--", BUS_NAME, path, interface, member]
+        words += [signature, *map(_word, arguments)] if signature else []
+        return self.bus(user, *words, interactive=interactive, timeout=timeout)
+
+    def manager(
+        self,
+        user: str,
+        member: str,
+        *strings: str,
+        options: dict[str, tuple[str, object]] | None = None,
+        interactive: bool = False,
+        timeout: float = 60,
+    ) -> Any:
+        """Call a Manager method whose arguments are strings and options `{name: (type, value)}`."""
+        given = options or {}
+        words: list[object] = [*strings, len(given)]
+        for name, (kind, value) in given.items():
+            words += [name, kind, value]
+        signature = "s" * len(strings) + "a{sv}"
+        return self.busctl(
+            user, member, signature, *words, interactive=interactive, timeout=timeout
+        )
+
+    def list_remote(self, user: str, remote: str, pattern: str = "") -> list[dict[str, Any]]:
+        """ListRemote's devices, values plain."""
+        (devices,) = self.manager(user, "ListRemote", remote, pattern)
+        return [plain(device) for device in devices]
+
+    def list_local(self, user: str, pattern: str = "") -> list[dict[str, Any]]:
+        """ListLocal's devices, values plain."""
+        (devices,) = self.manager(user, "ListLocal", pattern)
+        return [plain(device) for device in devices]
+
+    def properties(self, path: str, interface: str, user: str = "root") -> dict[str, Any]:
+        """All properties of an object, values plain."""
+        words = ["call", BUS_NAME, path, "org.freedesktop.DBus.Properties", "GetAll", "s"]
+        (table,) = self.bus(user, *words, interface)
+        values: dict[str, Any] = plain(table)
+        return values
+
+    def objects(self, user: str = "root") -> dict[str, dict[str, dict[str, Any]]]:
+        """All objects of the daemon: path -> interface -> property -> plain value."""
+        words = ["call", BUS_NAME, ROOT, "org.freedesktop.DBus.ObjectManager"]
+        (table,) = self.bus(user, *words, "GetManagedObjects")
+        return {
+            path: {name: plain(values) for name, values in interfaces.items()}
+            for path, interfaces in table.items()
+        }
+
+    def trust(self, name: str, address: str, fingerprint: str, *, sudo: bool = False) -> None:
+        """Add a remote and pin its host key, as root."""
+        options: dict[str, tuple[str, object]] = {"address": ("s", address)}
+        if sudo:
+            options["sudo"] = ("b", "true")
+        self.manager("root", "AddRemote", name, options=options)
+        self.manager("root", "TrustHostKey", name, fingerprint)
+
+    # The kernel.
+
+    def ports(self) -> list[Port]:
+        """All ports of vhci; empty while the module is not loaded."""
+        script = "cat /sys/devices/platform/vhci_hcd.0/status* 2>/dev/null || :"
+        found = []
+        for line in self.shell(script).splitlines():
+            fields = line.split()
+            if len(fields) == 7 and fields[0] in ("hs", "ss"):
+                numbers = [int(fields[1]), int(fields[2]), int(fields[3])]
+                found.append(
+                    Port(fields[0], *numbers, int(fields[4], 16), int(fields[5]), fields[6])
+                )
+        return found
+
+    def taken_ports(self) -> list[Port]:
+        """The ports that are not free (state 4)."""
+        return [port for port in self.ports() if port.state != 4]
+
+    def usb_tree(self) -> str:
+        """What `lsusb -t` shows."""
+        return self.run("lsusb", "-t")
+
+    def wait_gone(self, path: str, seconds: int = 15) -> None:
+        """Wait until a file of /dev or /sys is no longer there."""
+        self._wait('[ ! -e "$1" ]', path, seconds)
+
+    def wait_there(self, path: str, seconds: int = 15) -> None:
+        """Wait until a file of /dev or /sys is there."""
+        self._wait('[ -e "$1" ]', path, seconds)
+
+    def _wait(self, test: str, path: str, seconds: int) -> None:
+        loop = f'i=0; until {test}; do i=$((i+1)); [ $i -lt {seconds * 10} ] || exit 1; sleep 0.1; done'
+        self.shell(loop, path, timeout=seconds + 30)
+
+    # Using what was attached.
+
+    @contextmanager
+    def mounted(self, node: str, *, write: bool = False) -> Iterator[str]:
+        """Mount a block device; the folder where it is."""
+        folder = "/run/testbed-mount"
+        self.run("mkdir", "-p", folder)
+        self.run("mount", "-o", "rw" if write else "ro", node, folder)
+        try:
+            yield folder
+        finally:
+            self.run("umount", folder, timeout=120)
+
+    def checksums(self, folder: str) -> dict[str, str]:
+        """SHA-256 of the files in a folder, by name, read from the device and not from memory."""
+        script = 'cd "$1" && find . -type f -printf "%P\\0" | sort -z | xargs -0 -r sha256sum'
+        self.run("sh", "-c", "echo 3 > /proc/sys/vm/drop_caches")
+        out = self.shell(script, folder, timeout=300)
+        return {line[66:]: line[:64] for line in out.splitlines()}
+
+    @contextmanager
+    def key_events(self, node: str) -> Iterator[Iterator[KeyEvent]]:
+        """Keys from an input device such as /dev/input/event1, while the block runs."""
+        # The first line tells that the device is open: nothing typed from then on is missed.
+        script = 'exec 3< "$1"; echo open; exec cat <&3'
+        with self.ssh.start("sh", "-c", script, "sh", node) as reader:
+            assert reader.stdout is not None
+            try:
+                if reader.stdout.readline() != b"open\n":
+                    raise TestbedError(f"{node} cannot be read")
+                yield _decode(reader)
+            finally:
+                reader.terminate()
+                self.ssh.attempt("pkill", "-x", "-f", "cat")
+
+    # The daemon.
+
+    def deploy(self) -> None:
+        """Replace the daemon's Python files by the checkout's and stop it; a call starts it anew.
+
+        Attachments that it holds are given back first, as on any stop.
+        """
+        files = subprocess.run(
+            ["tar", "-c", "-h", "--exclude=__pycache__", "-C", str(CHECKOUT), "usbipsshd"],
+            capture_output=True,
+            check=True,
+            timeout=60,
+        ).stdout
+        script = (
+            "systemctl stop usbipsshd.service 2>/dev/null || :\n"
+            'rm -rf "$1/usbipsshd" && tar -x --no-same-owner -C "$1"'
+        )
+        self.run("sh", "-c", script, "sh", PYTHON_FOLDER, data=files, timeout=120)
+
+    def restart(self) -> None:
+        """Stop the daemon; the next call starts it."""
+        self.run("systemctl", "stop", "usbipsshd.service", timeout=120)
+
+    def journal(self, unit: str = "usbipsshd") -> str:
+        """What a unit has logged since this machine booted."""
+        return self.run("journalctl", "--no-pager", "-o", "cat", "-u", f"{unit}*", timeout=60)
+
+    def leftovers(self) -> list[str]:
+        """What should be gone once nothing is attached; empty when all is well."""
+        return [f"vhci port {port.number} is taken: {port}" for port in self.taken_ports()]
+
+
+def _word(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
+
+
+def plain(value: Any) -> Any:
+    """busctl's JSON without the variants' `{"type": …, "data": …}`."""
+    if isinstance(value, dict):
+        if value.keys() == {"type", "data"}:
+            return plain(value["data"])
+        return {key: plain(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [plain(each) for each in value]
+    return value
+
+
+def _decode(reader: subprocess.Popen[bytes]) -> Iterator[KeyEvent]:
+    """struct input_event on 64 bits: two longs of time, type, code, value; type 1 is a key."""
+    assert reader.stdout is not None
+    while len(raw := reader.stdout.read(24)) == 24:
+        kind, code, value = struct.unpack("<16xHHi", raw)
+        if kind == 1:
+            yield KeyEvent(code, value)

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The machine that exports: its emulated USB devices, and what it should look like afterwards."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import ClassVar
+
+from . import systems
+from .machine import Machine
+
+# Name -> QEMU's driver and properties. Ports are those of the emulated xHCI controller: bus 1
+# is its fast half, bus 2 its SuperSpeed half, so the stick in port 2 is 2-2.
+PLUGGABLE: Mapping[str, Mapping[str, object]] = MappingProxyType(
+    {
+        "keyboard": {"driver": "usb-kbd", "port": "1", "serial": "KBD0001"},
+        "stick": {
+            "driver": "usb-storage",
+            "port": "2",
+            "drive": "stick",
+            "serial": "STICK0001",
+            "removable": True,
+        },
+        "hub": {"driver": "usb-hub", "port": "3", "serial": "HUB0001"},
+        "adapter": {
+            "driver": "usb-serial",
+            "port": "3.1",
+            "chardev": "adapter",
+            "always-plugged": True,
+            "serial": "SERIAL0001",
+        },
+        "mouse": {"driver": "usb-mouse", "port": "4", "serial": "MOUSE0001"},
+        "keyboard2": {"driver": "usb-kbd", "port": "3.2", "serial": "KBD0002"},
+    }
+)
+BUSIDS: Mapping[str, str] = MappingProxyType(
+    {
+        "keyboard": "1-1",
+        "stick": "2-2",
+        "hub": "1-3",
+        "adapter": "1-3.1",
+        "mouse": "1-4",
+        "keyboard2": "1-3.2",
+    }
+)
+PLUGGED_AT_START = ("keyboard", "stick", "hub", "adapter")
+
+CONNECTORS = ("perl", "python3", "bash")
+
+
+class Pi(Machine):
+    """A Debian with sshd and perl-base, and with USB devices."""
+
+    name: ClassVar[str] = "pi"
+    address: ClassVar[str] = systems.PI_ADDRESS
+    number: ClassVar[int] = 1
+    memory: ClassVar[int] = 512
+
+    def disk(self) -> Path:
+        return self.images.pi
+
+    def devices(self) -> list[str]:
+        stick = self.folder / "stick.raw"
+        shutil.copyfile(self.images.stick, stick)
+        self._adapter_path.unlink(missing_ok=True)
+        options = [
+            "-device", "qemu-xhci,id=xhci,p2=8,p3=8",
+            "-blockdev", f"driver=file,node-name=stick,filename={stick},cache.no-flush=on",
+            "-chardev", f"socket,id=adapter,path={self._adapter_path},server=on,wait=off",
+        ]  # fmt: skip
+        for name in PLUGGED_AT_START:
+            options += ["-device", self._device_option(name)]
+        return options
+
+    @staticmethod
+    def _device_option(name: str) -> str:
+        def text(value: object) -> str:
+            return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+
+        spec = PLUGGABLE[name]
+        rest = "".join(f",{key}={text(value)}" for key, value in spec.items() if key != "driver")
+        return f"{spec['driver']},id={name},bus=xhci.0{rest}"
+
+    # Hands on the hardware.
+
+    def plug(self, name: str) -> None:
+        """Plug one of PLUGGABLE in."""
+        with self.qmp() as qmp:
+            qmp.command("device_add", id=name, bus="xhci.0", **PLUGGABLE[name])
+
+    def unplug(self, name: str) -> None:
+        """Pull a device out, without asking anybody."""
+        with self.qmp() as qmp:
+            qmp.command("device_del", id=name)
+            qmp.wait("DEVICE_DELETED", device=name)
+
+    def press(self, *keys: str) -> None:
+        """Press keys together on the keyboard (QEMU's names: a, shift, ret, …), and let go."""
+        with self.qmp() as qmp:
+            chord = [{"type": "qcode", "data": key} for key in keys]
+            qmp.command("send-key", keys=chord)
+
+    @property
+    def _adapter_path(self) -> Path:
+        return self.folder / "adapter"
+
+    @contextmanager
+    def adapter_line(self) -> Iterator[socket.socket]:
+        """The far end of the serial adapter's line: what is written here arrives at its port."""
+        with socket.socket(socket.AF_UNIX) as line:
+            line.settimeout(30)
+            line.connect(str(self._adapter_path))
+            yield line
+
+    # What it is like.
+
+    def driver(self, busid: str) -> str:
+        """The driver of a device (usb, usbip-host), empty without one."""
+        path = f"/sys/bus/usb/devices/{busid}/driver"
+        return self.shell('[ ! -e "$1" ] || basename "$(readlink "$1")"', path).strip()
+
+    def interface_drivers(self, busid: str) -> dict[str, str]:
+        """The drivers of a device's interfaces: `1-1:1.0` -> `usbhid`."""
+        script = (
+            'for d in /sys/bus/usb/devices/"$1":*; do [ ! -e "$d/driver" ] ||'
+            ' echo "${d##*/} $(basename "$(readlink "$d/driver")")"; done'
+        )
+        return dict(line.split() for line in self.shell(script, busid).splitlines())
+
+    def usbip_status(self, busid: str) -> int | None:
+        """1 available, 2 in use, 3 error; None when usbip-host does not have it."""
+        path = f"/sys/bus/usb/devices/{busid}/usbip_status"
+        text = self.shell('cat "$1" 2>/dev/null || :', path).strip()
+        return int(text) if text else None
+
+    def exported(self) -> list[str]:
+        """The devices that usbip-host has."""
+        script = "ls /sys/bus/usb/drivers/usbip-host 2>/dev/null || :"
+        return [name for name in self.shell(script).split() if re.match(r"\d+-[\d.]+$", name)]
+
+    def matched(self) -> list[str]:
+        """The names in match_busid."""
+        return self.shell("cat /sys/bus/usb/drivers/usbip-host/match_busid 2>/dev/null || :").split()
+
+    def agents(self) -> list[str]:
+        """Command lines of agent processes that still run."""
+        script = (
+            "for p in /proc/[0-9]*; do tr '\\0' ' ' < \"$p/cmdline\" 2>/dev/null && echo; done"
+        )
+        lines = self.shell(script).splitlines()
+        return [line for line in lines if "usbipssh-agent" in line]
+
+    def leftovers(self) -> list[str]:
+        """What an attachment has left behind here and should not have; empty when all is well."""
+        found = [f"{busid} is bound to usbip-host" for busid in self.exported()]
+        found += [f"match_busid still names {name}" for name in self.matched()]
+        found += [f"an agent runs: {line}" for line in self.agents()]
+        folders = self.shell("ls -d /run/usbipssh.* /tmp/usbipssh.* 2>/dev/null || :").split()
+        found += [f"{folder} is still there" for folder in folders]
+        return found
+
+    # What it has.
+
+    def authorize(self, public_key: str, user: str = "root") -> None:
+        """Let whoever has this key log in as `user`."""
+        home = "/root" if user == "root" else f"/home/{user}"
+        self.shell(
+            'umask 077; mkdir -p "$1/.ssh"; touch "$1/.ssh/authorized_keys"\n'
+            'grep -qxF "$2" "$1/.ssh/authorized_keys" || echo "$2" >> "$1/.ssh/authorized_keys"\n'
+            'chown -R "$3:" "$1/.ssh"',
+            home,
+            public_key.strip(),
+            user,
+        )
+
+    def fingerprint(self, kind: str = "ed25519") -> str:
+        """The SHA256 fingerprint of a host key (ed25519, ecdsa, rsa)."""
+        line = self.run("ssh-keygen", "-lf", f"/etc/ssh/ssh_host_{kind}_key.pub")
+        return line.split()[1]
+
+    @contextmanager
+    def only_connector(self, name: str) -> Iterator[None]:
+        """Leave just one of CONNECTORS usable; python3 is there only inside `python3`."""
+        hidden = [f"/usr/bin/{other}" for other in ("perl", "bash") if other != name]
+        hide = 'for f do mv "$f" "$f.hidden"; done'
+        show = 'for f do mv "$f.hidden" "$f"; done'
+        if name == "python3":
+            self.run("ln", "-s", systems.HIDDEN_PYTHON, "/usr/bin/python3")
+        self.shell(hide, *hidden)
+        try:
+            yield
+        finally:
+            self.shell(show, *hidden)
+            self.run("rm", "-f", "/usr/bin/python3")
