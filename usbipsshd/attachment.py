@@ -147,6 +147,9 @@ class Life:
         if self.attachment.state not in (before, State.GONE):
             self._steps.changed()
 
+    def _ending(self) -> bool:
+        return self._detaching
+
     async def run(self) -> None:
         """Live; returns when everything was given back. Cancelling it detaches."""
         error = _DETACHED
@@ -166,10 +169,10 @@ class Life:
     async def _run(self) -> UsbipError:
         if self.attachment.state is State.WAITING:
             await self._wait()
-        while not self._detaching:
+        while not self._ending():
             started = self._steps.now()
             error = await self._interruptible(self._attached())
-            if self._detaching:
+            if self._ending():
                 return error
             if not self._asleep:
                 self._backoff.ran(self._steps.now() - started)
