@@ -81,15 +81,17 @@ class RemoteUsb:
 
     async def release(self, busid: str, *, rebind: bool) -> None:
         """End an export and give the device back to its driver; nothing to do is no error."""
-        try:
-            reply = await self._session.request(
-                "release", seconds=RELEASE_SECONDS, busid=busid, rebind=rebind
-            )
-            reply.descriptors.close()
-        except SessionFailure as failure:
-            # It has ended by itself, and was given back then.
-            if failure.code is not Code.NOT_ATTACHED:
-                raise explain(self._remote, failure.code, failure.detail) from None
+        with _explained(self._remote):
+            try:
+                reply = await self._session.request(
+                    "release", seconds=RELEASE_SECONDS, busid=busid, rebind=rebind
+                )
+            except SessionFailure as failure:
+                # It ended by itself and was given back then.
+                if failure.code is not Code.NOT_ATTACHED:
+                    raise
+            else:
+                reply.descriptors.close()
 
     async def unbind(self, busid: str) -> None:
         """Give back a device that usbip-host holds, whoever exported it."""

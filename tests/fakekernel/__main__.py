@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
+import os
 import signal
+import sys
+import threading
 from pathlib import Path
 
 from fakekernel.machine import Machine
@@ -14,7 +16,11 @@ from fakekernel.server import Control, serve
 from fakekernel.usbip_host import UsbipHost
 from fakekernel.vhci import Vhci
 
-_PR_SET_PDEATHSIG = 1
+
+def _end_with_input() -> None:
+    """End when standard input does: whoever started this is gone."""
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main() -> None:
@@ -30,7 +36,7 @@ def main() -> None:
     parser.add_argument("--stay", action="store_true", help="outlive the process that starts this")
     options = parser.parse_args()
     if not options.stay:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        threading.Thread(target=_end_with_input, daemon=True).start()
     machine = Machine()
     host = UsbipHost(machine)
     vhci = Vhci(machine, options.status, options.controllers, options.ports)

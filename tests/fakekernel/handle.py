@@ -118,7 +118,7 @@ class FakeKernel:
         self._process = subprocess.Popen(
             [_python(), "-m", "fakekernel", *self._arguments, self.root, self.control],
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
         )
         deadline = time.monotonic() + _START_SECONDS
         while not (self.root / "bus").exists():
@@ -135,6 +135,8 @@ class FakeKernel:
             self._socket = None
         if self._process is not None:
             self._process.terminate()
+            if self._process.stdin is not None:
+                self._process.stdin.close()
             try:
                 self._process.wait(5)
             except subprocess.TimeoutExpired:

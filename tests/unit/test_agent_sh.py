@@ -11,7 +11,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -594,7 +595,7 @@ def test_a_device_left_in_error_state_is_given_back(agent: Agent, pi: FakeKernel
 def test_a_connection_that_ends_slowly_is_waited_for(agent: Agent, pi: FakeKernel) -> None:
     pi.plug("1-1", SERIAL_ADAPTER)
     folder = agent.bind(pi, "1-1", SERIAL_ADAPTER)
-    pi.delay("reset", 1.0)
+    pi.delay("reset", 0.5)
     with connect(agent, "1-1", "perl", folder):
         assert agent.ask("release 1-1 1") == [b"ok"]
     assert pi.state()["crashes"] == []
@@ -928,7 +929,7 @@ def test_the_peer_is_killed(shell: str, pi: FakeKernel, tmp_path: Path) -> None:
 
 def test_end_of_input_waits_for_what_is_under_way(agent: Agent, pi: FakeKernel) -> None:
     pi.plug("1-1", SERIAL_ADAPTER)
-    pi.delay("bind", 1.0)
+    pi.delay("bind", 0.5)
     agent.start(bind_request(pi, "1-1", SERIAL_ADAPTER))
     pi.wait(lambda s: "bind 1-1" in s["log"])
     agent.end()
@@ -951,46 +952,54 @@ def test_it_ends_at_once(shell: str, pi: FakeKernel, requests: list[str]) -> Non
             agent.discard()
 
 
-def test_silence_gives_everything_back(shell: str, pi: FakeKernel) -> None:
-    agent = Agent(shell, pi.root, silence=1)
-    try:
+def _in_every_shell(body: Callable[[Agent, FakeKernel], None]) -> None:
+    """Run a slow test under all shells side by side; the agents end after a second's silence."""
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor() as pool:
+        kernels = [stack.enter_context(FakeKernel(modules=("usbip-host",))) for _ in SHELLS]
+        agents = [Agent(s, k.root, silence=1) for s, k in zip(SHELLS, kernels, strict=True)]
+        try:
+            list(pool.map(body, agents, kernels))
+        finally:
+            for agent in agents:
+                agent.discard()
+
+
+def test_silence_gives_everything_back() -> None:
+    def body(agent: Agent, pi: FakeKernel) -> None:
         folder, end = _export(agent, pi)
         with end:
             for _ in range(6):
                 time.sleep(0.3)
                 agent.send("ping\n")
             assert pi.state()["bound"] == ["1-1", "2-1"]
-            agent.wait_gone(10)
+            agent.wait_gone(15)
         _check_given_back(pi, folder)
-    finally:
-        agent.discard()
+
+    _in_every_shell(body)
 
 
-def test_an_agent_that_is_killed_is_cleaned_up_after(shell: str, pi: FakeKernel) -> None:
-    agent = Agent(shell, pi.root, silence=1)
-    try:
+def test_an_agent_that_is_killed_is_cleaned_up_after() -> None:
+    def body(agent: Agent, pi: FakeKernel) -> None:
         folder, end = _export(agent, pi)
         with end:
             agent.process.kill()
-            agent.wait_gone(10)
-            pi.wait(lambda s: not s["bound"])
+            agent.wait_gone(15)
         _check_given_back(pi, folder)
-    finally:
-        agent.discard()
+
+    _in_every_shell(body)
 
 
-def test_a_stopped_agent_is_cleaned_up_after(shell: str, pi: FakeKernel) -> None:
+def test_a_stopped_agent_is_cleaned_up_after() -> None:
     """A shell that doesn't act on a signal, as older ones in read."""
-    agent = Agent(shell, pi.root, silence=1)
-    try:
+
+    def body(agent: Agent, pi: FakeKernel) -> None:
         folder, end = _export(agent, pi)
         with end:
             agent.process.send_signal(signal.SIGSTOP)
-            pi.wait(lambda s: not s["bound"], 15)
-            agent.wait_gone(10)
+            agent.wait_gone(20)
         _check_given_back(pi, folder)
-    finally:
-        agent.discard()
+
+    _in_every_shell(body)
 
 
 def test_with_sudo_the_folder_belongs_to_the_user(shell: str, pi: FakeKernel) -> None:
