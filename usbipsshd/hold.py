@@ -65,9 +65,7 @@ class Hold:
         return before == HELD
 
     @contextmanager
-    def holding(
-        self, bus: Path, claimed: Callable[[], set[str]] = lambda: set()
-    ) -> Iterator[None]:
+    def holding(self, bus: Path, claimed: Callable[[], set[str]] = set) -> Iterator[None]:
         """Hold new devices of ``bus``, a root hub's folder; may be nested and used side by side.
 
         When the last holder leaves, what others attached meanwhile is let through. Neither

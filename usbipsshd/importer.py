@@ -101,9 +101,9 @@ class Importer:
         """Attach the device behind socket ``fd`` and wait until it is usable here.
 
         ``taken`` is called as soon as a port is: the caller then owns it and ends it with
-        :meth:`detach`; when this raises it was detached. Its drivers bind only if its descriptors are those
-        of ``approved``. Raises :exc:`UsbipError` (DeviceChanged, DeviceFailed, NoFreePort,
-        TimedOut).
+        :meth:`detach`; when this raises it was detached. Its drivers bind only if its
+        descriptors are those of ``approved``. Raises :exc:`UsbipError` (DeviceChanged,
+        DeviceFailed, NoFreePort, TimedOut).
         """
         check_socket(fd)
         ports = self.vhci.candidates(approved.speed)
@@ -181,7 +181,7 @@ class Importer:
     async def _usable(self, port: Port, approved: Device, busid: str) -> None:
         """Wait until drivers have bound as far as they will.
 
-        A driver that is missing here is no failure: the device is there, and may be used without one.
+        A driver that is missing here is no failure: the device may be used without one.
         """
         wanted = {i.number for i in approved.interfaces if i.nodes or i.class_ in _HAS_NODES}
         deadline = monotonic() + BIND_SECONDS

@@ -21,6 +21,8 @@ _LITERAL = re.compile(r"[A-Za-z0-9_:/,@#%=<>~'\"-]+(?: [A-Za-z0-9_:/,@#%=<>~'\"-
 _VIDPID = re.compile(r"0*([0-9a-fA-F]{1,4}):0*([0-9a-fA-F]{1,4})", re.ASCII)
 _VIDPID_WORD = re.compile(r"(?<![^ ])0*([0-9a-fA-F]{1,4}):0*([0-9a-fA-F]{1,4})(?![^ ])", re.ASCII)
 
+_CLASS_START = re.compile(r"\[\^?\]?")
+
 
 def subject(device: Device) -> str:
     """The text that a regular expression is tried on."""
@@ -42,14 +44,18 @@ def _loosen(text: str) -> str:
             out.append(text[i : i + 2])
             i += 2
             continue
-        if char == "[":
+        if char == "[" and not in_class:
             in_class = True
+            # A ] that comes first is one of the class.
+            char = _CLASS_START.match(text, i)[0]  # type: ignore[index]
+            i += len(char) - 1
         elif char == "]":
             in_class = False
         elif char == " " and not in_class:
-            while i + 1 < len(text) and text[i + 1] == " ":
+            while text[i + 1 : i + 2] == " ":
                 i += 1
-            char = " +"
+            # What repeats the space repeats the run.
+            char = "(?: +)" if text[i + 1 : i + 2] in ("*", "+", "?", "{") else " +"
         out.append(char)
         i += 1
     return "".join(out)

@@ -165,7 +165,7 @@ class RemoteStore:
             for path in sorted(folder.glob("*.toml")) if folder.is_dir() else ():
                 try:
                     remote = self._read(path)
-                except (OSError, ValueError, UsbipError) as error:
+                except (OSError, ValueError, RecursionError, UsbipError) as error:
                     log.warning("%s: this remote is left out: %s", path, error)
                     continue
                 if len(self._remotes) < MAX_REMOTES:
@@ -304,7 +304,8 @@ class RemoteStore:
     def _write(path: Path, text: str) -> None:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            new = path.with_name(path.name + ".new")
+            # No remote's name begins with a dot, so none has this file.
+            new = path.with_name(f".{path.name}.new")
             with new.open("w") as file:
                 file.write(text)
                 file.flush()

@@ -99,7 +99,10 @@ class Key:
         if not self._public.exists():
             self._write(self._public, self._public_line(self._open()), 0o644)
         self.line = self._public.read_text().strip()
-        if self.line.split()[:1] != [KEY_TYPE.decode()]:
+        words = self.line.split(" ")
+        if words[0] != KEY_TYPE.decode() or len(words) < 2 or not self.line.isprintable():
+            raise ValueError(f"{self._public} holds no ed25519 key")
+        if len(self.blob) != 4 + len(KEY_TYPE) + 4 + 32:
             raise ValueError(f"{self._public} holds no ed25519 key")
 
     @property
@@ -199,6 +202,6 @@ class Signer:
                     return bytes([SIGN_RESPONSE]) + _string(self._key.sign(data))
         except (BadMessage, struct.error) as error:
             log.warning("%s: refused a signature: %s", self._remote, error)
-        except (OSError, ValueError, TypeError) as error:
+        except Exception as error:
             log.error("%s: cannot use the daemon's key: %s", self._remote, error)  # noqa: TRY400
         return bytes([FAILURE])

@@ -36,7 +36,7 @@ def other_sshd(
     known: bool = True,
     own_key: bool = False,
 ) -> Iterator[list[int]]:
-    """Run another sshd that lets the daemon in; its ports.
+    """Run another sshd that lets the daemon in; its ports. Its /run is its own.
 
     Programs in ``hide`` are not there, ``passwd`` are lines for the list of users. It has a port for each
     forced command in ``forced``, and one where there is none. Its host key is that of ``w``'s sshd unless
@@ -68,7 +68,11 @@ def other_sshd(
         for port, command in zip(ports, forced, strict=False):
             lines += [f"Match LocalPort {port}", f"ForceCommand {command}"]
         (folder / "config").write_text("\n".join(lines) + "\n")
-        binds = []
+        run = folder / "run"
+        (run / "sshd").mkdir(parents=True)
+        run.chmod(0o755)
+        w.run_folders.append(run)
+        binds = [f"mount --bind {run} /run"]
         if passwd:
             (folder / "passwd").write_text(Path("/etc/passwd").read_text() + passwd)
             (folder / "passwd").chmod(0o644)

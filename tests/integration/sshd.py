@@ -10,7 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,7 +113,10 @@ def sshd(
             ["/usr/bin/ssh-agent", "-D", "-a", agent_path], stdout=subprocess.DEVNULL
         )
         stack.callback(_stop, agent)
-        _wait_for(lambda: _listens(port), process)
+        try:
+            _wait_for(lambda: _listens(port), process)
+        except RuntimeError as error:
+            raise RuntimeError(f"{error}: {(folder / 'log').read_text()}") from None
         _wait_for(agent_path.exists, agent)
         subprocess.run(
             ["/usr/bin/ssh-add", "-q", client_key],
@@ -128,7 +131,7 @@ def _listens(port: int) -> bool:
     return False
 
 
-def _wait_for(condition, process: subprocess.Popen[bytes]) -> None:  # type: ignore[no-untyped-def]
+def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
     end = time.monotonic() + 10
     while not condition():
         if process.poll() is not None or time.monotonic() > end:

@@ -67,6 +67,8 @@ class World:
     polkit: Polkit
     daemon: subprocess.Popen[bytes] | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    run_folders: list[Path] = field(default_factory=list)
+    """What is /run on the machines of :mod:`integration.otherremotes`."""
 
     def spawn_daemon(self) -> subprocess.Popen[bytes]:
         """Start a daemon; it may not have come far."""
@@ -222,14 +224,13 @@ class World:
             kernel.check_clean()
         for number, value in self.desk.state()["authorized_default"].items():
             assert int(value) == 1, f"bus {number} is still held"
-        for device in self.pi.state()["devices"].values():
-            assert device["driver"] not in ("", "usbip-host"), device
+        self.pi.wait(lambda s: {d["driver"] for d in s["devices"].values()} <= {"usb"})
 
     def check_nothing_left_there(self) -> None:
         """No agent, no folder of one and no socket is left on the exporting machine."""
         wait_until(lambda: not self.agents(), "an agent is left")
-        for base in ("/run", "/tmp"):
-            left = [str(p) for p in Path(base).glob("usbipssh.*")]
+        for folder in self.run_folders:
+            left = [str(p) for p in folder.glob("usbipssh.*")]
             assert not left, left
 
     def agents(self) -> list[int]:

@@ -11,8 +11,9 @@ What is different from asyncssh's own, and why:
 - Keys come from an ssh-agent socket that is already connected, and from nowhere else.
 - The host key as it was offered is kept, for the fingerprint in an error.
 - The transport's own buffer counts: when it is full, those who write are told.
-- Bounds that a hostile server cannot pass: the size of a packet, and what is sent to a paused
-  channel (asyncssh checks each packet against the window, but not their sum).
+- Bounds that a hostile server cannot pass: the size of a packet, and what waits for a paused
+  channel. asyncssh 2.10 checks each packet against the window but not their sum; 2.24 grants the
+  whole window anew as soon as one packet is taken, though the others still wait.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 
 import asyncssh
 from asyncssh.channel import SSHTCPChannel, SSHUNIXChannel
-from asyncssh.constants import MSG_CHANNEL_DATA, MSG_IGNORE
+from asyncssh.constants import MSG_CHANNEL_DATA, MSG_CHANNEL_WINDOW_ADJUST, MSG_IGNORE
 from asyncssh.encryption import BasicEncryption, GCMEncryption
 
 from usbipsshd.session.gcm import TAG_SIZE, PacketGcm, Padding
@@ -65,7 +66,10 @@ class PassedAgent(asyncssh.SSHAgentClient):
 
 
 class DataChannel:
-    """What the forwarded channels of a :class:`MendedConnection` do differently."""
+    """What the forwarded channels of a :class:`MendedConnection` do differently.
+
+    What is granted and what is held while reading is paused never exceed the window together.
+    """
 
     _held = 0
     # asyncssh's, which this is mixed into
@@ -78,6 +82,10 @@ class DataChannel:
     _recv_state: str
     _recv_paused: bool | str
     _recv_window: int
+    _init_recv_window: int
+    _recv_buf: list[Any]
+    _session: Any
+    send_packet: Any
 
     def write(self, data: bytes, datatype: Any = None) -> None:
         """Send data, by the short cut when it fits into one packet and nothing is in the way."""
@@ -96,27 +104,42 @@ class DataChannel:
 
     def take_data(self, data: bytes) -> bool:
         """Deliver data that has come by the short cut; False when it must go the long way."""
+        size = len(data)
         if (
             self._recv_paused
             or self._recv_state != "open"
             or self._send_state != "open"
-            or not 0 < len(data) <= self._recv_window
+            or not 0 < size <= self._recv_window
         ):
             return False
-        self._deliver_data(data, None)
+        self._recv_window -= size
+        self._hand_on(data)
         return True
 
     def _accept_data(self, data: bytes, datatype: Any = None) -> None:
+        if not data or self._send_state in {"close_pending", "closed"}:
+            return
+        if len(data) > self._recv_window:
+            raise asyncssh.ProtocolError("Window exceeded")
+        self._recv_window -= len(data)
         if self._recv_paused:
             self._held += len(data)
-            if self._held > self._recv_window:
-                raise asyncssh.ProtocolError("Window exceeded")
-        super()._accept_data(data, datatype)  # type: ignore[misc]
+            self._recv_buf.append((data, datatype))
+        else:
+            self._hand_on(data)
 
     def _deliver_data(self, data: bytes, datatype: Any) -> None:
-        if self._held:
-            self._held -= len(data)
-        super()._deliver_data(data, datatype)  # type: ignore[misc]
+        # Called for what was held, once reading is resumed.
+        self._held -= len(data)
+        self._hand_on(data)
+
+    def _hand_on(self, data: bytes) -> None:
+        due = self._init_recv_window - self._recv_window - self._held
+        if due * 2 >= self._init_recv_window:
+            self._recv_window += due
+            self.send_packet(MSG_CHANNEL_WINDOW_ADJUST, due.to_bytes(4, "big"))
+        if self._session is not None:
+            self._session.data_received(data, None)
 
 
 class _UnixChannel(DataChannel, SSHUNIXChannel[bytes]):

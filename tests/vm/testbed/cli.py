@@ -56,8 +56,8 @@ def _down(folder: Path) -> None:
 
 
 def _status(both: pair.Pair) -> int:
-    complaints = both.leftovers() + both.trouble()
-    print("\n".join(complaints) or "both are up, nothing is left over")
+    complaints = both.devices_left() + both.pi.agents_left() + both.trouble()
+    print("\n".join(complaints) or "both are up, nothing is attached or left over")
     return 1 if complaints else 0
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,14 +42,6 @@ class Port:
     device: int
     descriptor: int
     busid: str
-
-
-@dataclass(frozen=True)
-class KeyEvent:
-    """A key that went down (1), up (0) or repeats (2), from linux/input.h."""
-
-    code: int
-    value: int
 
 
 class Desk(Machine):
@@ -225,21 +216,6 @@ class Desk(Machine):
         out = self.shell(script, folder, timeout=300)
         return {line[66:]: line[:64] for line in out.splitlines()}
 
-    @contextmanager
-    def key_events(self, node: str) -> Iterator[Iterator[KeyEvent]]:
-        """Keys from an input device such as /dev/input/event1, while the block runs."""
-        # The first line tells that the device is open: nothing typed from then on is missed.
-        script = 'exec 3< "$1"; echo open; exec cat <&3'
-        with self.ssh.start("sh", "-c", script, "sh", node) as reader:
-            assert reader.stdout is not None
-            try:
-                if reader.stdout.readline() != b"open\n":
-                    raise TestbedError(f"{node} cannot be read")
-                yield _decode(reader)
-            finally:
-                reader.terminate()
-                self.ssh.attempt("pkill", "-x", "-f", "cat")
-
     # The daemon.
 
     def deploy(self) -> None:
@@ -259,16 +235,17 @@ class Desk(Machine):
         )
         self.run("sh", "-c", script, "sh", PYTHON_FOLDER, data=files, timeout=120)
 
-    def restart(self) -> None:
-        """Stop the daemon; the next call starts it."""
-        self.run("systemctl", "stop", "usbipsshd.service", timeout=120)
+    def stop_daemon(self) -> None:
+        """Stop the daemon and what belongs to it; the next call starts it again."""
+        self.shell("! systemctl cat usbipsshd.service >/dev/null 2>&1 ||"
+            " systemctl stop usbipsshd.service 'usbipssh-session*'", timeout=120)
 
     def journal(self, unit: str = "usbipsshd") -> str:
         """What a unit has logged since this machine booted."""
         return self.run("journalctl", "--no-pager", "-o", "cat", "-u", f"{unit}*", timeout=60)
 
-    def leftovers(self) -> list[str]:
-        """What should be gone once nothing is attached; empty when all is well."""
+    def ports_left(self) -> list[str]:
+        """The vhci ports that are taken, in words; empty when all is well."""
         return [f"vhci port {port.number} is taken: {port}" for port in self.taken_ports()]
 
 
@@ -287,12 +264,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, list):
         return [plain(each) for each in value]
     return value
-
-
-def _decode(reader: subprocess.Popen[bytes]) -> Iterator[KeyEvent]:
-    """struct input_event on 64 bits: two longs of time, type, code, value; type 1 is a key."""
-    assert reader.stdout is not None
-    while len(raw := reader.stdout.read(24)) == 24:
-        kind, code, value = struct.unpack("<16xHHi", raw)
-        if kind == 1:
-            yield KeyEvent(code, value)

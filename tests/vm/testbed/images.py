@@ -173,7 +173,7 @@ def build(*, package: Path | None = None) -> Images:
             deb = package.read_bytes() if package else b"without"
             name = _digest(*common, base.name, core.image.parent.name, deb)
             return _image(
-                "desk",
+                "desk" if package else "bare-desk",
                 name,
                 base,
                 lambda tree: systems.fill_desk(tree, core.modules, public, package),

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,11 +28,18 @@ class Pair:
     desk: Desk
     folder: Path
 
-    def leftovers(self) -> list[str]:
-        """What is not as it was before anything was attached, on both machines."""
-        return [f"pi: {each}" for each in self.pi.leftovers()] + [
-            f"desk: {each}" for each in self.desk.leftovers()
+    def devices_left(self) -> list[str]:
+        """Devices that are still attached or exported, in words; empty when all is well."""
+        return [f"pi: {each}" for each in self.pi.exports_left()] + [
+            f"desk: {each}" for each in self.desk.ports_left()
         ]
+
+    def settled(self, look: Callable[[], list[str]], seconds: float = 20) -> list[str]:
+        """What `look` still finds after it had `seconds` to become empty."""
+        deadline = time.monotonic() + seconds
+        while (found := look()) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        return found
 
     def trouble(self) -> list[str]:
         """What either kernel complained of since it booted."""

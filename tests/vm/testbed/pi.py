@@ -125,6 +125,15 @@ class Pi(Machine):
         path = f"/sys/bus/usb/devices/{busid}/driver"
         return self.shell('[ ! -e "$1" ] || basename "$(readlink "$1")"', path).strip()
 
+    def wait_driver(self, busid: str, driver: str, seconds: int = 20) -> None:
+        """Wait until a device has this driver (empty: until it has none or is gone)."""
+        script = (
+            'i=0; until l=$(readlink "$1") || l=; [ "${l##*/}" = "$2" ]; do'
+            f" i=$((i+1)); [ $i -lt {seconds * 10} ] || exit 1; sleep 0.1; done"
+        )
+        path = f"/sys/bus/usb/devices/{busid}/driver"
+        self.shell(script, path, driver, timeout=seconds + 30)
+
     def interface_drivers(self, busid: str) -> dict[str, str]:
         """The drivers of a device's interfaces: `1-1:1.0` -> `usbhid`."""
         script = (
@@ -156,14 +165,26 @@ class Pi(Machine):
         lines = self.shell(script).splitlines()
         return [line for line in lines if "usbipssh-agent" in line]
 
-    def leftovers(self) -> list[str]:
-        """What an attachment has left behind here and should not have; empty when all is well."""
+    def forget_names(self) -> None:
+        """Empty match_busid, by unloading the module; nothing may be exported.
+
+        The kernel offers no other way for a device that was pulled out while it was exported:
+        "del" leaves the name of a device that is not bound, and "rebind" follows a pointer to
+        the device that is gone.
+        """
+        self.run("modprobe", "-r", "usbip-host")
+
+    def exports_left(self) -> list[str]:
+        """What usbip-host still holds, in words; empty when all is well."""
         found = [f"{busid} is bound to usbip-host" for busid in self.exported()]
         found += [f"match_busid still names {name}" for name in self.matched()]
-        found += [f"an agent runs: {line}" for line in self.agents()]
-        folders = self.shell("ls -d /run/usbipssh.* /tmp/usbipssh.* 2>/dev/null || :").split()
-        found += [f"{folder} is still there" for folder in folders]
         return found
+
+    def agents_left(self) -> list[str]:
+        """Agents that still run and folders of theirs; empty once no daemon is connected."""
+        found = [f"an agent runs: {line}" for line in self.agents()]
+        folders = self.shell("ls -d /run/usbipssh.* /tmp/usbipssh.* 2>/dev/null || :").split()
+        return found + [f"{folder} is still there" for folder in folders]
 
     # What it has.
 

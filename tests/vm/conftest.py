@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The pair of virtual machines for the tests, and what must be true after each of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+_HERE = str(Path(__file__).resolve().parent)
+if _HERE not in sys.path:
+    sys.path.insert(0, _HERE)
+
+from testbed import images, pair  # noqa: E402
+from testbed.desk import Desk  # noqa: E402
+from testbed.host import TestbedError  # noqa: E402
+from testbed.pair import Pair  # noqa: E402
+from testbed.pi import Pi  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def machines() -> Iterator[Pair]:
+    """The booted pair. With USBIPSSHD_PAIR=FOLDER it is the one that `testbed up` left there."""
+    folder = os.environ.get("USBIPSSHD_PAIR")
+    if folder:
+        yield pair.running(Path(folder))
+        return
+    package = images.project_package()
+    if package is None:
+        raise TestbedError("there is no dist/usbipsshd_*.deb: run `make deb`")
+    with pair.temporary(package=package) as both:
+        yield both
+
+
+@pytest.fixture
+def pi(machines: Pair) -> Pi:
+    """The machine that has the devices."""
+    return machines.pi
+
+
+@pytest.fixture
+def desk(machines: Pair) -> Desk:
+    """The machine that uses them."""
+    return machines.desk
+
+
+@pytest.fixture(autouse=True)
+def nothing_attached_afterwards(machines: Pair) -> Iterator[None]:
+    """After each test no port is taken, nothing is exported, and both kernels are sound."""
+    seen = {machine.name: len(machine.console_text()) for machine in (machines.pi, machines.desk)}
+    yield
+    complaints = machines.settled(machines.devices_left)
+    for machine in (machines.pi, machines.desk):
+        complaints += [f"{machine.name}: {line}" for line in machine.trouble(seen[machine.name])]
+    assert complaints == []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_running_afterwards(machines: Pair) -> Iterator[None]:
+    """After each file of tests the daemon stops, and then no agent or file of it is left on pi."""
+    yield
+    machines.desk.stop_daemon()
+    assert machines.settled(machines.pi.agents_left) == []
