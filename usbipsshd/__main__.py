@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from usbipsshd import __version__
+from usbipsshd import __version__, journal
 from usbipsshd.bus.connection import SYSTEM_BUS
 from usbipsshd.bus.values import BusError, Disconnected
 from usbipsshd.daemon import Daemon
@@ -26,27 +26,11 @@ SESSION_SOCKET = Path("/run/usbipssh-session.sock")
 SESSION_USER = "usbipssh"
 
 
-_LEVELS = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
-
-
-class _Formatter(logging.Formatter):
-    """Prefixes what journald understands as a level (sd-daemon(3)) when it is what listens."""
-
-    def __init__(self, *, journal: bool) -> None:
-        super().__init__("%(message)s" if journal else "usbipsshd: %(message)s")
-        self._journal = journal
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        if not self._journal:
-            return text
-        prefix = f"<{_LEVELS.get(record.levelno, 3)}>"
-        return "\n".join(prefix + line for line in text.splitlines())
-
-
 def _set_up_logging(*, verbose: bool) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter(journal="JOURNAL_STREAM" in os.environ))
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("usbipsshd: %(message)s"))
+    if "JOURNAL_STREAM" in os.environ and journal.SOCKET.exists():
+        handler = journal.JournalHandler()
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
     logging.getLogger("asyncio").setLevel(logging.WARNING)
 

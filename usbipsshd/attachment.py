@@ -275,6 +275,11 @@ class Life:
         self._abandoned = True
         self.detach()
 
+    @property
+    def abandoned(self) -> bool:
+        """Whether another process takes over."""
+        return self._abandoned
+
     def sleep(self) -> None:
         """Begin to give the device back until :meth:`wake`; see :meth:`idle`."""
         if not self._asleep and not self._detaching:

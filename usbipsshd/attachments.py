@@ -18,6 +18,7 @@ from usbipsshd.control import Session
 from usbipsshd.device import Device
 from usbipsshd.errors import Code, UsbipError
 from usbipsshd.importer import Imported, Importer
+from usbipsshd.journal import Happening, tell
 from usbipsshd.link import Link
 from usbipsshd.pattern import Pattern
 from usbipsshd.remoteusb import RemoteUsb
@@ -51,6 +52,7 @@ class _Entry:
     ended: asyncio.Future[UsbipError]
     first: bool = True
     """Whether the device is still the one that was just chosen, and need not be found again."""
+    attached_before: bool = False
     imported: Imported | None = None
     session: Session | None = None
     """The session that exports it; None before it was asked to."""
@@ -132,6 +134,7 @@ class Attachments:
             )
         entry = self._enter(link, attachment)
         entry.first = attachment.state is State.CONNECTING
+        entry.attached_before = not entry.first
         self._start(entry)
 
     def take_over(self, link: Link, running: Running, session: Session) -> None:
@@ -140,6 +143,7 @@ class Attachments:
         entry.imported = running.imported
         entry.session = session
         entry.first = False
+        entry.attached_before = True
         self._start(entry)
 
     def _enter(self, link: Link, attachment: Attachment) -> _Entry:
@@ -158,9 +162,7 @@ class Attachments:
     def _start(self, entry: _Entry) -> None:
         for listener in self._listeners:
             listener.attachment_added(entry.attachment)
-        self._group.create_task(
-            self._live(entry), name=f"attachment {entry.attachment.number}"
-        )
+        self._group.create_task(self._live(entry), name=f"attachment {entry.attachment.number}")
 
     async def _live(self, entry: _Entry) -> None:
         attachment = entry.attachment
@@ -170,6 +172,12 @@ class Attachments:
                 await entry.life.run()
         finally:
             del self._entries[attachment.number]
+            if entry.attached_before and not entry.life.abandoned:
+                self._tell(
+                    attachment,
+                    Happening.DETACHED,
+                    f"detached {attachment.device.busid} of {attachment.remote}",
+                )
             for listener in self._listeners:
                 listener.attachment_removed(attachment)
 
@@ -322,10 +330,14 @@ class Attachments:
             os.close(fd)
         attachment.device_nodes = self._importer.nodes(imported.local_busid)
         attachment.attached_at = int(self._now() * 1_000_000)
-        log.info(
-            "attached %s of %s as %s for uid %d",
-            device.busid, attachment.remote, imported.local_busid, attachment.owner_uid,
-        )  # fmt: skip
+        restored = entry.attached_before
+        entry.attached_before = True
+        self._tell(
+            attachment,
+            Happening.RESTORED if restored else Happening.ATTACHED,
+            f"{'restored' if restored else 'attached'} {device.busid} of {attachment.remote} as "
+            f"{imported.local_busid} for uid {attachment.owner_uid}",
+        )
 
     async def _find_again(self, entry: _Entry, usb: RemoteUsb) -> Device:
         """The device that is meant now; raise :exc:`UsbipError` if it is not the approved one."""
@@ -359,7 +371,25 @@ class Attachments:
 
     async def _ended(self, entry: _Entry) -> UsbipError:
         self.look()
-        return await asyncio.shield(entry.ended)
+        error = await asyncio.shield(entry.ended)
+        attachment = entry.attachment
+        self._tell(
+            attachment,
+            Happening.LOST,
+            f"lost {attachment.device.busid} of {attachment.remote}: {error.message}",
+        )
+        return error
+
+    @staticmethod
+    def _tell(attachment: Attachment, happening: Happening, text: str) -> None:
+        tell(
+            log,
+            happening,
+            text,
+            remote=attachment.remote,
+            busid=attachment.device.busid,
+            uid=attachment.owner_uid,
+        )
 
     async def _give_back(self, entry: _Entry) -> None:
         """This machine first: the exporter must see the connection end before it unbinds."""
@@ -382,8 +412,6 @@ class Attachments:
                     "%s of %s: giving back failed: %s",
                     attachment.device.busid, attachment.remote, error,
                 )  # fmt: skip
-        if session is not None:
-            log.info("detached %s of %s", attachment.device.busid, attachment.remote)
 
 
 def _doing(attachment: Attachment) -> str:

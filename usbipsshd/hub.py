@@ -114,8 +114,7 @@ class HubLife:
             self._detaching = True
             if not self._watching.done():
                 self._watching.set_exception(
-                    error
-                    or UsbipError(Code.CANCELLED, "The hub was detached before it was ready.")
+                    error or UsbipError(Code.CANCELLED, "The hub was detached before it was ready.")
                 )
                 self._watching.exception()
             self._set(State.DETACHING)

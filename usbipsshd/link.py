@@ -220,9 +220,7 @@ class Link:
         try:
             async with launched as channel:
                 session = running or Session(channel, self.remote.name, self._on_event)
-                error = await self._converse(
-                    session, channel, ready, connected=running is not None
-                )
+                error = await self._converse(session, channel, ready, connected=running is not None)
             if error.code is not Code.CANCELLED:
                 state = LinkState.UNREACHABLE
         except UsbipError as failure:

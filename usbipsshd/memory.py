@@ -120,9 +120,7 @@ class Memory:
                 record["imported"] = imported_to_json(running[attachment.number])
             if attachment.state is not State.DETACHING:
                 records.append(record)
-        hubs: list[Json] = [
-            hub_to_json(h) for h in self._hubs if h.state is not State.DETACHING
-        ]
+        hubs: list[Json] = [hub_to_json(h) for h in self._hubs if h.state is not State.DETACHING]
         save(self._now_file, {"attachments": records, "hubs": hubs})
         persistent = self._persistent()
         if persistent != self._persisted:
@@ -138,9 +136,7 @@ class Memory:
                 for a in attachments
                 if a.persist and a.state is not State.DETACHING
             ],
-            "hubs": [
-                hub_to_json(h) for h in hubs if h.persist and h.state is not State.DETACHING
-            ],
+            "hubs": [hub_to_json(h) for h in hubs if h.persist and h.state is not State.DETACHING],
         }
 
     def attachment_added(self, attachment: Attachment) -> None:

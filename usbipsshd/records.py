@@ -29,11 +29,7 @@ def _pair(values: tuple[str, str]) -> list[Json]:
 
 def _read_pair(packet: Mapping[str, Json], name: str) -> tuple[str, str]:
     value = packet.get(name)
-    if (
-        not isinstance(value, list)
-        or len(value) != 2
-        or not all(isinstance(v, str) for v in value)
-    ):
+    if not isinstance(value, list) or len(value) != 2 or not all(isinstance(v, str) for v in value):
         raise BadPacket(f"{name}: not two strings")
     return str(value[0]), str(value[1])
 

@@ -33,6 +33,7 @@ from usbipsshd.usbids import UsbIds
 
 log = logging.getLogger(__name__)
 
+
 class Asking(Protocol):
     """One call's dealings with polkit."""
 
@@ -112,7 +113,9 @@ class Service:
     async def list_local(self, pattern: str) -> list[Listed]:
         """This machine's devices that match, in tree order."""
         parsed = Pattern.parse(pattern)
-        return [self._listed("", d) for d in await self._chooser.select(parsed, self._usb.devices())]
+        return [
+            self._listed("", d) for d in await self._chooser.select(parsed, self._usb.devices())
+        ]
 
     async def list_remote(self, asking: Asking, remote: str, pattern: str) -> list[Listed]:
         """A remote's devices that match, in tree order."""
@@ -121,7 +124,9 @@ class Service:
         await asking.require(_to_connect(link.remote), {"remote": link.remote.name})
         async with link.use() as session:
             devices = await RemoteUsb(session, link.remote.name).devices()
-        return [self._listed(link.remote.name, d) for d in await self._chooser.select(parsed, devices)]
+        return [
+            self._listed(link.remote.name, d) for d in await self._chooser.select(parsed, devices)
+        ]
 
     async def attach(
         self, asking: Asking, remote: str, pattern: str, options: AttachOptions

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 from usbipsshd.attachment import Attachment
@@ -22,7 +23,10 @@ from usbipsshd.bus.objects import Handler
 from usbipsshd.bus.values import Call, Caller, Variant, options
 from usbipsshd.errors import Code, UsbipError
 from usbipsshd.hub import Hub
+from usbipsshd.journal import Happening, tell
 from usbipsshd.service import AttachOptions, HubOptions, Service
+
+log = logging.getLogger(__name__)
 
 MANAGER = "org.usbipssh1.Manager"
 ATTACHMENT = "org.usbipssh1.Attachment"
@@ -63,7 +67,21 @@ class CallerAsks:
         self, actions: Sequence[Action], details: Mapping[str, str], *, more: bool = False
     ) -> None:
         """See :meth:`usbipsshd.service.Asking.require`."""
-        await self._authority.check(self._caller, actions, details, self._question, more=more)
+        try:
+            await self._authority.check(self._caller, actions, details, self._question, more=more)
+        except UsbipError as error:
+            if error.code is Code.ACCESS_DENIED:
+                what = " ".join(a.value.removeprefix("org.usbipssh1.") for a in actions)
+                remote, busid = details.get("remote", ""), details.get("busid", "")
+                tell(
+                    log,
+                    Happening.REFUSED,
+                    f"refused uid {self.uid}: {what} on {remote or 'this machine'} {busid}".rstrip(),
+                    remote=remote,
+                    busid=busid,
+                    uid=self.uid,
+                )
+            raise
 
     async def may(self, action: Action, details: Mapping[str, str]) -> bool:
         """See :meth:`usbipsshd.service.Asking.may`."""

@@ -25,7 +25,6 @@ from usbipsshd.links import Links
 from usbipsshd.remotes import RemoteStore
 from usbipsshd.vhci import Vhci
 
-
 _CONSTANT = frozenset({"Remote", "Pattern", "OwnerUid", "Hub"})
 
 
