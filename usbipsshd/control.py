@@ -65,7 +65,7 @@ class Session:
         self._on_event = on_event
         self._pending: dict[int, _Pending] = {}
         # Not from 1: an answer that an earlier process waited for must fit no request of ours.
-        self._ids = count(randrange(1, 1 << 30))
+        self._ids = count(randrange(1, 1 << 30))  # noqa: S311 - no secret
         self._gone: SessionFailure | None = None
 
     @property

@@ -118,7 +118,7 @@ class TakeOver:
             )
 
     async def _compare(self, name: str, session: Session) -> None:
-        """What the session exports and nobody here knows of is given back, and the other way round."""
+        """Give back what the session exports and nobody here knows of, and the other way round."""
         usb = RemoteUsb(session, name)
         try:
             exported = set(await usb.exports())

@@ -18,7 +18,7 @@ _PATH = "/org/freedesktop/login1"
 _MANAGER = "org.freedesktop.login1.Manager"
 
 SLEEP_SECONDS = 4.5
-"""How long giving devices back may delay the sleep; logind itself allows 5 s (InhibitDelayMaxSec)."""
+"""How long giving devices back may delay the sleep; logind allows 5 s (InhibitDelayMaxSec)."""
 
 
 class Logind:

@@ -76,7 +76,7 @@ class CallerAsks:
                 tell(
                     log,
                     Happening.REFUSED,
-                    f"refused uid {self.uid}: {what} on {remote or 'this machine'} {busid}".rstrip(),
+                    f"refused uid {self.uid}: {what} on {remote or 'this machine'} {busid}".strip(),
                     remote=remote,
                     busid=busid,
                     uid=self.uid,
