@@ -15,9 +15,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from bench.table import Row
 from integration.sessions import SessionUnderTest, session
 from integration.sshd import Sshd, sshd
+
+from bench.table import Row
 
 MIB = 1 << 20
 BULK_MIB = 256
@@ -26,6 +27,8 @@ ROUNDS = 3
 STUB = Path(__file__).parents[1] / "integration" / "stubremote.py"
 BUSIDS = {"echo": "1-1", "sink": "1-2", "source": "1-3"}
 CIPHER = "aes128-gcm@openssh.com"
+
+LABELS = {"same cipher": "aes128-gcm", "default": "its default"}
 
 Measure = Callable[[socket.socket], float]
 
@@ -93,13 +96,13 @@ def _peer(kind: str, path: Path) -> Any:
         [sys.executable, Path(__file__).with_name("peer.py"), kind, path], stdout=subprocess.PIPE
     )
     try:
-        assert process.stdout is not None
-        process.stdout.readline()
+        if process.stdout is not None:
+            process.stdout.readline()
+            process.stdout.close()
         yield
     finally:
         process.kill()
         process.wait()
-        process.stdout.close()
         path.unlink(missing_ok=True)
 
 
@@ -107,9 +110,11 @@ async def _through_ssh(server: Sshd, kind: str, cipher: str, measure: Measure) -
     far, near = server.folder / f"{kind}.far", server.folder / f"{kind}.near"
     with _peer(kind, far):
         options = ["-c", cipher] if cipher else []
-        process = subprocess.Popen(server.ssh(*options, "-N", "-L", f"{near}:{far}"))
+        process = subprocess.Popen(  # noqa: ASYNC220
+            server.ssh(*options, "-N", "-L", f"{near}:{far}")
+        )
         try:
-            while not near.exists():
+            while not near.exists():  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
             with socket.socket(socket.AF_UNIX) as sock:
                 sock.connect(str(near))
@@ -146,7 +151,7 @@ def bulk() -> list[Row]:
         ("source", _receive_bulk, "bulk from the remote"),
     ):
         found = asyncio.run(_compare(kind, measure, max))
-        for other, label in (("same cipher", CIPHER.split("@")[0]), ("default", "its default")):
+        for other, label in LABELS.items():
             rows.append(
                 Row(
                     f"{what}, ssh -L {label}", found["ours"], "MB/s", found[other],
@@ -164,5 +169,5 @@ def round_trip() -> list[Row]:
             f"48-byte round trip, ssh -L {label}", found["ours"], "µs", found[other],
             found["ours"] / found[other], "<= 1.5",
         )
-        for other, label in (("same cipher", CIPHER.split("@")[0]), ("default", "its default"))
+        for other, label in LABELS.items()
     ]  # fmt: skip

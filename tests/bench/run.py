@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-from bench import relay, session_cost
-from bench.table import Row, show
+from bench import relay, session_cost  # noqa: E402
+from bench.table import Row, show  # noqa: E402
 
 MEASUREMENTS: tuple[Callable[[], list[Row]], ...] = (
     relay.bulk,

@@ -9,9 +9,10 @@ import sys
 import time
 from pathlib import Path
 
-from bench.table import Row
 from integration.sessions import session
 from integration.sshd import Sshd, sshd
+
+from bench.table import Row
 
 STUB = Path(__file__).parents[1] / "integration" / "stubremote.py"
 ROUNDS = 5
@@ -55,7 +56,7 @@ async def _measure() -> list[Row]:
     base = min(fresh)
     return [
         Row("session process, until it answers", min(starts), "ms"),
-        Row("connect, log in, start the agent; ssh true", min(opens), "ms", base, min(opens) / base),
+        Row("open; a fresh ssh true", min(opens), "ms", base, min(opens) / base),
         Row("list, session only", min(lists), "ms", base, min(lists) / base, "<= 0.1"),
         Row("session idle, resident", rss, "MB", aim="< 50"),
         Row("session idle, proportional", pss, "MB"),

@@ -83,7 +83,9 @@ class SessionUnderTest:
         await self.control.send(packet, fds)
         return id_
 
-    async def finish(self, id_: int, limit: float = 30) -> tuple[dict[str, Any], list[Any], list[int]]:
+    async def finish(
+        self, id_: int, limit: float = 30
+    ) -> tuple[dict[str, Any], list[Any], list[int]]:
         """The ``ok``, rows and descriptors of a request; raise :exc:`Answer` for its error."""
         rows: list[Any] = []
         async with asyncio.timeout(limit):
@@ -156,11 +158,15 @@ async def session(
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     tree = readable_tree()
     arguments = [] if agent_sysfs is None else ["--agent-sysfs", agent_sysfs]
-    process = subprocess.Popen(
+    process = subprocess.Popen(  # noqa: ASYNC220
         [sys.executable, "-m", "usbipsshd.session", *arguments],
-        stdin=theirs, cwd="/", env={"PYTHONPATH": str(tree), "PATH": "/usr/bin:/bin"},
-        **({} if uid is None else {"user": uid, "group": uid, "extra_groups": []}),  # type: ignore[arg-type]
-    )  # fmt: skip
+        stdin=theirs.fileno(),
+        cwd="/",
+        env={"PYTHONPATH": str(tree), "PATH": "/usr/bin:/bin"},
+        user=uid,
+        group=uid,
+        extra_groups=None if uid is None else [],
+    )
     theirs.close()
     control = SeqPacket(ours)
     running = SessionUnderTest(control, process)

@@ -58,8 +58,8 @@ def device(tag: str, busid: str) -> None:
     say("\n".join(f"{tag} {line}" for line in lines))
 
 
-def main() -> None:
-    log = open(sys.argv[1], "a", buffering=1)  # noqa: SIM115
+def main() -> None:  # noqa: PLR0912
+    log = Path(sys.argv[1]).open("a", buffering=1)  # noqa: SIM115
     sizes = re.findall(r"head -c ([0-9]+)", os.environ.get("SSH_ORIGINAL_COMMAND", ""))
     rest = b""
     while len(rest) < int(sizes[0]):

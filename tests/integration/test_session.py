@@ -200,11 +200,15 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def read_status(pid: int) -> str:
+    return Path(f"/proc/{pid}/status").read_text()
+
+
 def test_runs_without_any_privilege(server: Sshd, pi: FakeKernel) -> None:
     async def main() -> None:
         async with session(agent_sysfs=str(pi.root)) as running:
             await connect(running, server)
-            status = Path(f"/proc/{running.process.pid}/status").read_text()
+            status = read_status(running.process.pid)
             fields = dict(line.split(":", 1) for line in status.splitlines())
             assert fields["Uid"].split() == [str(SESSION_UID)] * 4
             assert int(fields["CapEff"], 16) == 0
@@ -263,8 +267,8 @@ def test_a_stalled_side_does_not_make_memory_grow(direction: str) -> None:
                     assert taken < 16_000_000
                 else:
                     counted = -1
-                    while (now := await running.ask("statistics", busid="1-3"))["received"] > counted:
-                        counted = now["received"]
+                    while (now := await received(running, "1-3")) > counted:
+                        counted = now
                         await asyncio.sleep(0.3)
                     assert counted < 16_000_000
                 assert resident(running.process.pid) - before < 16_000_000
@@ -313,6 +317,10 @@ def test_a_peer_that_falls_silent_is_noticed() -> None:
                         os.kill(pid, signal.SIGKILL)
 
     asyncio.run(main())
+
+
+async def received(running: SessionUnderTest, busid: str) -> int:
+    return int((await running.ask("statistics", busid=busid))["received"])
 
 
 async def push(sock: socket.socket, size: int) -> int:
@@ -394,7 +402,7 @@ def test_all_forwarding_refused_is_said(pi: FakeKernel) -> None:
         with sshd(options=["DisableForwarding yes"]) as own:
             async with session(agent_sysfs=str(pi.root)) as running:
                 await connect(running, own)
-                with pytest.raises(Answer, match="RemoteUnsupported.*forward"):
+                with pytest.raises(Answer, match=r"RemoteUnsupported.*forward"):
                     await export(running, "1-1")
                 assert pi.state()["devices"]["1-1"]["driver"] == "usb"
 
@@ -450,7 +458,8 @@ def test_known_hosts_as_people_have_them(server: Sshd, kind: str, tmp_path: Path
     elif kind == "hashed":
         path = tmp_path / "known"
         path.write_bytes(known)
-        subprocess.run(["/usr/bin/ssh-keygen", "-q", "-H", "-f", path], capture_output=True)
+        hashing = ["/usr/bin/ssh-keygen", "-q", "-H", "-f", str(path)]
+        subprocess.run(hashing, check=True, capture_output=True)
         known = path.read_bytes()
         assert b"127.0.0.1" not in known
     else:
@@ -466,7 +475,7 @@ def test_known_hosts_as_people_have_them(server: Sshd, kind: str, tmp_path: Path
 def test_host_key_is_read_without_login(server: Sshd) -> None:
     async def main() -> None:
         async with session() as running:
-            place = {"host": server.host, "port": server.port}
+            place: dict[str, Any] = {"host": server.host, "port": server.port}
             first, second = (" ".join(key.split()[:2]) for key in server.host_keys)
             assert await running.ask("host-key", fingerprint="", **place) == {"key": first}
             fingerprint = sha256(second)

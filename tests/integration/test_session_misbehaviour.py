@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Remotes that print garbage, hang or close, at every point: a named error in time, nothing left."""
+"""Remotes that print garbage, hang or close: a named error in time, and nothing is left."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import contextlib
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from integration.sessions import Answer, session
 from integration.sshd import Sshd, sshd
+
 from usbipsshd.errors import Code
 from usbipsshd.session.agent import Agent
 from usbipsshd.session.connection import Connection, Target, open_connection, read_host_key
@@ -224,12 +226,13 @@ for line in sys.stdin:
 def test_nonsense_on_the_control_socket() -> None:
     async def main() -> None:
         async with session() as running:
-            for op, fields in (
+            requests: list[tuple[str, dict[str, Any]]] = [
                 ("nonsense", {}),
                 ("list", {"busid": "$(reboot)", "descriptors": False}),
                 ("host-key", {"host": 5, "port": 22, "fingerprint": ""}),
                 ("open", {"host": "x", "port": 22, "user": "root", "sudo": False}),
-            ):
+            ]
+            for op, fields in requests:
                 with pytest.raises(Answer):
                     await running.ask(op, **fields)
             with pytest.raises(Answer, match="ConnectionFailed"):

@@ -8,6 +8,7 @@ import subprocess
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from usbipsshd.errors import Code
 from usbipsshd.messages import MAX_DEVICES
 from usbipsshd.session import replies

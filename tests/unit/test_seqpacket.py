@@ -10,6 +10,7 @@ import socket
 from pathlib import Path
 
 import pytest
+
 from usbipsshd.messages import MAX_FDS, MAX_PACKET, BadPacket
 from usbipsshd.seqpacket import SeqPacket
 

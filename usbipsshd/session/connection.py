@@ -230,7 +230,9 @@ def _is_no_greeting(data: bytes) -> bool:
     return data != b"" and b"SSH-" not in data and not data.startswith(b"Exceeded MaxStartups")
 
 
-def _login_failure(error: asyncssh.Error, conn: MendedConnection | None) -> Failure:
+def _login_failure(  # noqa: PLR0911
+    error: asyncssh.Error, conn: MendedConnection | None
+) -> Failure:
     if isinstance(error, asyncssh.HostKeyNotVerifiable):
         key = conn.offered_key if conn is not None else None
         return Failure(Code.HOST_KEY_UNKNOWN, fingerprint(key) if key else "")

@@ -22,7 +22,7 @@ from usbipsshd.session.mended import MendedConnection
 READ_SIZE = 32768
 """The largest packet that OpenSSH takes, so that a read is a packet."""
 READS_AT_ONCE = 8
-HALF_CLOSED_LIMIT = 5.0
+HALF_CLOSED_LIMIT = 2.0
 """Seconds that one direction may outlive the other."""
 
 
