@@ -196,6 +196,13 @@ class Importer:
                 return
             await self._events.wait(LOOK_SECONDS)
 
+    def take_over(self, imported: Imported) -> bool:
+        """Own a port that an earlier process attached; whether the device is still there."""
+        present = self.present(imported)
+        if present:
+            self._ports[imported.port] = imported.devid
+        return present
+
     def detach(self, imported: Imported) -> None:
         """Free the port, unless it is no longer ours; the device is about to vanish from here."""
         if self._ports.pop(imported.port, None) is None:

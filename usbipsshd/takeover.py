@@ -100,7 +100,8 @@ class TakeOver:
         self, attachment: Attachment, running: Running | None, session: Session | None
     ) -> None:
         link = self._links.to(self._store.find(attachment.remote))
-        if running is not None and session is not None and self._importer.present(running.imported):
+        present = running is not None and self._importer.take_over(running.imported)
+        if running is not None and session is not None and present:
             attachment.state = State.ATTACHED
             attachment.port = running.imported.port
             attachment.local_busid = running.imported.local_busid
