@@ -261,6 +261,7 @@ class Attachments:
                     ),
                 )
                 continue
+            self._importer.keep_awake(attachment.local_busid)
             nodes = self._importer.nodes(attachment.local_busid)
             if nodes != attachment.device_nodes:
                 attachment.device_nodes = nodes
@@ -328,6 +329,7 @@ class Attachments:
             raise
         finally:
             os.close(fd)
+        self._importer.keep_awake(imported.local_busid)
         attachment.device_nodes = self._importer.nodes(imported.local_busid)
         attachment.attached_at = int(self._now() * 1_000_000)
         restored = entry.attached_before
