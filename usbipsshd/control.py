@@ -115,16 +115,20 @@ class Session:
                 raise BadPacket("too many rows")
             pending.rows.append(get_object(packet, "row"))
             return
+        # What is malformed ends the session, and with it every request, this one included.
+        error = ok = None
+        if "error" in packet:
+            error = SessionFailure(*error_from_json(get_object(packet, "error")))
+        else:
+            ok = get_object(packet, "ok")
         del self._pending[number]
         if pending.future.done():
             return
-        if "error" in packet:
-            pending.future.set_exception(
-                SessionFailure(*error_from_json(get_object(packet, "error")))
-            )
-            return
-        mine = Descriptors([descriptors.take(i) for i in range(len(descriptors))])
-        pending.future.set_result(Reply(get_object(packet, "ok"), pending.rows, mine))
+        if error is not None:
+            pending.future.set_exception(error)
+        elif ok is not None:
+            mine = Descriptors([descriptors.take(i) for i in range(len(descriptors))])
+            pending.future.set_result(Reply(ok, pending.rows, mine))
 
     async def request(
         self, op: str, *, seconds: float, fds: Sequence[int] = (), **fields: Json

@@ -12,8 +12,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -340,10 +341,44 @@ def resident(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
 
 
-def stub_remote(arguments: str = "") -> contextlib.AbstractContextManager[Sshd]:
+def stub_remote(
+    arguments: str = "", options: Sequence[str] = ()
+) -> contextlib.AbstractContextManager[Sshd]:
     """A server whose only command is the stub."""
     script = Path(__file__).with_name("stubremote.py")
-    return sshd(command=f"{sys.executable} {script} /dev/null {arguments}")
+    return sshd(command=f"{sys.executable} {script} /dev/null {arguments}", options=options)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "RekeyLimit 2M",
+        "Ciphers aes256-gcm@openssh.com",
+        "Ciphers chacha20-poly1305@openssh.com",
+        "Ciphers aes128-ctr",
+    ],
+)
+def test_bytes_stay_whole_through_new_keys_and_other_ciphers(option: str) -> None:
+    data = os.urandom(24_000_000)
+
+    def echo(sock: socket.socket) -> bytes:
+        found = bytearray()
+        sender = threading.Thread(target=sock.sendall, args=(data,))
+        sender.start()
+        while len(found) < len(data) and (more := sock.recv(1 << 20)):
+            found += more
+        sender.join()
+        return bytes(found)
+
+    async def main() -> None:
+        with stub_remote(options=[option]) as own:
+            async with session() as running:
+                await connect(running, own)
+                with await export(running, "1-1") as near:
+                    near.settimeout(20)
+                    assert await asyncio.to_thread(echo, near) == data
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize(
