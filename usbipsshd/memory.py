@@ -100,8 +100,7 @@ class Memory:
 
     def keep_persistent(self) -> None:
         """Write no more of what persists: the daemon gives things back because it stops."""
-        self._persisted = self._persistent()
-        save(self._persist_file, self._persisted)
+        self._write_persistent()
         self._frozen = True
 
     def _soon(self) -> None:
@@ -122,10 +121,18 @@ class Memory:
                 records.append(record)
         hubs: list[Json] = [hub_to_json(h) for h in self._hubs if h.state is not State.DETACHING]
         save(self._now_file, {"attachments": records, "hubs": hubs})
+        self._write_persistent()
+
+    def _write_persistent(self) -> None:
         persistent = self._persistent()
-        if persistent != self._persisted:
-            self._persisted = persistent
+        if persistent == self._persisted:
+            return
+        self._persisted = persistent
+        if any(persistent.values()):
             save(self._persist_file, persistent)
+        else:
+            # The machine starts the daemon only where this file is.
+            self._persist_file.unlink(missing_ok=True)
 
     def _persistent(self) -> Packet:
         attachments = self._attachments or ()
