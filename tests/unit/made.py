@@ -50,7 +50,9 @@ def refused(code: Code, about: str = "") -> Iterator[None]:
     assert caught.value.message.endswith(".") or code is Code.MODULE_UNAVAILABLE
 
 
-def raw_descriptors(vendor_id: int, product_id: int, *triples: Triple, own: Triple = (0, 0, 0)) -> bytes:
+def raw_descriptors(
+    vendor_id: int, product_id: int, *triples: Triple, own: Triple = (0, 0, 0)
+) -> bytes:
     """What sysfs holds for a device with one configuration and these interfaces."""
     body = b"".join(
         bytes([9, 4, n, 0, 1, *t, 0]) + bytes([7, 5, 0x81 + n, 2, 0, 2, 0])
@@ -173,9 +175,7 @@ def here(device: Device, busid: str, devnum: int = 2) -> Device:
 
 def vhci_tree(sys: Path) -> Path:
     """One controller with two ports of each kind, on buses 3 and 4, all free."""
-    vhci = fill(
-        sys / "devices/platform/vhci_hcd.0", attach="", detach="", status=status_text({})
-    )
+    vhci = fill(sys / "devices/platform/vhci_hcd.0", attach="", detach="", status=status_text({}))
     for number, speed in ((3, 480), (4, 5000)):
         hub = fill(vhci / f"usb{number}", speed=speed, serial="vhci_hcd.0", authorized_default=1)
         link(sys / f"bus/usb/devices/usb{number}", hub)

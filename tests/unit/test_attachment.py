@@ -214,7 +214,9 @@ def test_why_it_was_lost_is_what_is_told() -> None:
     run(main())
 
 
-@pytest.mark.parametrize("error", [OSError("disk"), UsbipError(Code.FAILED, "No."), ValueError()], ids=repr)
+@pytest.mark.parametrize(
+    "error", [OSError("disk"), UsbipError(Code.FAILED, "No."), ValueError()], ids=repr
+)
 @pytest.mark.parametrize("state", [State.CONNECTING, State.ATTACHED])
 def test_giving_back_that_fails_ends_the_life_all_the_same(state: State, error: Exception) -> None:
     async def main() -> None:

@@ -30,7 +30,7 @@ class Peer:
         self.events: list[Packet] = []
         self.session = Session(SeqPacket(ours), "pi", self.events.append)
 
-    async def hear(self) -> Packet:
+    async def hear(self) -> dict[str, Any]:
         received = await self.channel.receive()
         assert received is not None
         return received[0]
@@ -173,7 +173,8 @@ def test_stray_descriptors_are_closed(kind: str) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"nonsense", b"[]", b"{}", b'{"id":1}', b'{"id":1,"ok":[]}', b'{"id":1,"row":3}', b'{"id":-1,"ok":{}}',
+    [b"nonsense", b"[]", b"{}", b'{"id":1}', b'{"id":1,"ok":[]}', b'{"id":1,"row":3}',
+     b'{"id":-1,"ok":{}}',
      b'{"id":true,"ok":{}}', b'{"id":99,"ok":{}}', b'{"id":1,"error":{}}', b'{"event":7}',
      b'{"id":1,"error":{"code":"NoSuchCode","detail":""}}', b'{"event":"closed"}',
      b'{"event":"' + b"x" * 99 + b'"}'],

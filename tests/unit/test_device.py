@@ -88,7 +88,9 @@ def test_attributes_that_decide_something(
     assert getattr(device_from_attributes("1-1", STICK | change), attribute) == value
 
 
-@pytest.mark.parametrize("name", [n for n in STICK if n not in {"manufacturer", "product", "serial", "driver"}])
+@pytest.mark.parametrize(
+    "name", [n for n in STICK if n not in {"manufacturer", "product", "serial", "driver"}]
+)
 @pytest.mark.parametrize("value", ["", "x", "-1", "1 2", "0x1", "fffffffff", "1g", "nan"])
 def test_a_number_that_is_none(name: str, value: str) -> None:
     with pytest.raises(BadDevice):
@@ -112,7 +114,17 @@ def test_neither_a_wrong_bus_id_nor_too_many_interfaces() -> None:
 
 
 def test_nodes_are_sorted_and_what_is_no_node_is_dropped() -> None:
-    nodes = ["sdb", "sda", "sda", "../../etc/passwd", "a/../b", "/dev/sda", "x y", "input/event5", ""]
+    nodes = [
+        "sdb",
+        "sda",
+        "sda",
+        "../../etc/passwd",
+        "a/../b",
+        "/dev/sda",
+        "x y",
+        "input/event5",
+        "",
+    ]
     interface = interface_from_attributes(INTERFACE | {"driver": "usb-storage"}, nodes)
     assert interface.nodes == ("input/event5", "sda", "sdb")
     assert (interface.number, interface.triple) == (10, (8, 6, 0x50))

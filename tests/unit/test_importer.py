@@ -158,7 +158,9 @@ def test_no_driver_sees_a_device_before_it_was_looked_at(machine: Machine, fd: i
     run(main())
 
 
-IMPOSTOR = here(replace(STICK, descriptors=raw_descriptors(0x46F4, 1, (8, 6, 0x50), (3, 1, 1))), "4-1")
+IMPOSTOR = here(
+    replace(STICK, descriptors=raw_descriptors(0x46F4, 1, (8, 6, 0x50), (3, 1, 1))), "4-1"
+)
 
 
 def test_another_device_than_the_approved_one_is_never_authorized(
@@ -221,11 +223,13 @@ def test_a_rejected_device_is_detached_while_new_ones_are_held(
 ) -> None:
     held: list[str] = []
 
+    def detach(number: int) -> bool:
+        held.append(machine.default(4))
+        return True
+
     async def main() -> None:
         importer, _ = machine.importer(lambda: machine.arrives(IMPOSTOR))
-        monkeypatch.setattr(
-            importer.vhci, "detach", lambda _: held.append(machine.default(4)) or True
-        )
+        monkeypatch.setattr(importer.vhci, "detach", detach)
         with refused(Code.DEVICE_CHANGED):
             await importer.attach(fd, STICK, machine.take)
         assert held == ["0"]

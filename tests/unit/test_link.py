@@ -79,7 +79,11 @@ class Sessions:
                     if self.open_error is not None:
                         answer = {"error": self.open_error}
                 elif packet["op"] == "host-key":
-                    answer = {"ok": {"key": self.key}} if self.open_error is None else {"error": self.open_error}
+                    answer = (
+                        {"ok": {"key": self.key}}
+                        if self.open_error is None
+                        else {"error": self.open_error}
+                    )
             try:
                 await channel.send({"id": packet["id"], **answer})
             except OSError:
@@ -138,7 +142,7 @@ class World:
         return asyncio.create_task(use()), leave
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.002)
 
     async def say(self, **packet: Any) -> None:
@@ -153,9 +157,7 @@ def key(tmp_path_factory: pytest.TempPathFactory) -> Key:
     return key
 
 
-def with_link(
-    key: Key, test: Callable[[World], Awaitable[None]], idle_seconds: float = 60
-) -> None:
+def with_link(key: Key, test: Callable[[World], Awaitable[None]], idle_seconds: float = 60) -> None:
     """Run a test with a link that is closed afterwards; every session must have ended then."""
 
     async def main() -> None:
@@ -310,14 +312,16 @@ def test_an_attempt_that_fails_fails_for_everyone(
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(UsbipError(Code.FAILED, "No session."), Code.FAILED), (OSError(24, "Too many files"), Code.FAILED)],
+    [
+        (UsbipError(Code.FAILED, "No session."), Code.FAILED),
+        (OSError(24, "Too many files"), Code.FAILED),
+    ],
 )
 def test_a_session_that_cannot_be_started(key: Key, error: BaseException, code: Code) -> None:
     async def test(world: World) -> None:
         world.sessions.cannot = error
         with refused(code):
-            async with world.link.use():
-                raise AssertionError
+            await world.using()[0]
         assert world.link.status.state is LinkState.UNREACHABLE
         world.sessions.cannot = None
         async with world.link.use():
@@ -332,8 +336,7 @@ def test_a_session_that_never_answers(key: Key, monkeypatch: pytest.MonkeyPatch)
     async def test(world: World) -> None:
         world.sessions.may_open.clear()
         with refused(Code.TIMED_OUT, "pi"):
-            async with world.link.use():
-                raise AssertionError
+            await world.using()[0]
 
     with_link(key, test)
 

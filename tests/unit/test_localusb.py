@@ -32,7 +32,8 @@ def test_the_devices_of_a_real_kernel(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "exported"), [("pi-one-exported", ["2-2"]), ("pi-three-exported", ["1-1", "1-3.1", "2-2"])]
+    ("name", "exported"),
+    [("pi-one-exported", ["2-2"]), ("pi-three-exported", ["1-1", "1-3.1", "2-2"])],
 )
 def test_what_a_real_kernel_exports(tmp_path: Path, name: str, exported: list[str]) -> None:
     devices = LocalUsb(captured(name, tmp_path)).devices()

@@ -101,7 +101,8 @@ def test_patterns(text: str, busids: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["!", "-", "! ", "(", ")", "[", "*", "a{2,1}", "a\\", "(?P<x", r"(?<=a+)b", "a" * (MAX_PATTERN + 1),
+    ["!", "-", "! ", "(", ")", "[", "*", "a{2,1}", "a\\", "(?P<x", r"(?<=a+)b",
+     "a" * (MAX_PATTERN + 1),
      "a\nb", "\x00", "a\x7fb", "a\u202eb", "a{99999999999999999999}", "(?z)", "!("],
 )  # fmt: skip
 def test_what_is_no_pattern(text: str) -> None:
@@ -109,7 +110,9 @@ def test_what_is_no_pattern(text: str) -> None:
         Pattern.parse(text)
 
 
-@pytest.mark.parametrize(("text", "every"), [("", True), ("  ", True), ("1-1", False), ("!x", False)])
+@pytest.mark.parametrize(
+    ("text", "every"), [("", True), ("  ", True), ("1-1", False), ("!x", False)]
+)
 def test_only_the_empty_pattern_is_any(text: str, every: bool) -> None:
     assert Pattern.parse(text).any is every
 

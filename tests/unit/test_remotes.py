@@ -242,7 +242,11 @@ def test_a_disk_that_cannot_be_written(etc: Etc) -> None:
 
 @pytest.mark.parametrize(
     ("text", "name", "bare"),
-    [("desk", "root@desk", True), ("desk.lan", "root@desk.lan", False), ("u@desk", "u@desk", False)],
+    [
+        ("desk", "root@desk", True),
+        ("desk.lan", "root@desk.lan", False),
+        ("u@desk", "u@desk", False),
+    ],
 )
 def test_what_is_not_listed_is_an_address(etc: Etc, text: str, name: str, bare: bool) -> None:
     remote = etc.store.find(text)
@@ -265,7 +269,9 @@ def test_pins_are_of_one_remote_and_in_known_hosts_format(etc: Etc) -> None:
     assert store.known_hosts(store.find("root@pi")) == f"pi {KEY}\n".encode() + rest
 
 
-@pytest.mark.parametrize("text", ["", "nonsense", KEY + " x\n* ssh-ed25519 AAAA", "ssh-rsa " + KEY[12:]])
+@pytest.mark.parametrize(
+    "text", ["", "nonsense", KEY + " x\n* ssh-ed25519 AAAA", "ssh-rsa " + KEY[12:]]
+)
 def test_a_damaged_pin_is_none(etc: Etc, text: str) -> None:
     added = etc.store.add("pi", {})
     (etc.state / "host-keys").mkdir()
@@ -281,7 +287,8 @@ def test_fingerprints() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["", KEY + " comment", "ssh-rsa " + KEY[12:], "ssh-ed25519", "ssh-ed25519 !!!!", "ssh-ed25519 ñ",
+    ["", KEY + " comment", "ssh-rsa " + KEY[12:], "ssh-ed25519", "ssh-ed25519 !!!!",
+     "ssh-ed25519 ñ",
      "ssh-ed25519  " + KEY[12:], "ssh-ed25519 ", KEY + "\n* " + KEY, "x" * 20000],
 )  # fmt: skip
 def test_what_is_no_public_key(etc: Etc, line: str) -> None:
@@ -293,7 +300,8 @@ def test_what_is_no_public_key(etc: Etc, line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "SHA256:", PRINT + "=", PRINT[:-1], "MD5:00:11", PRINT + "\n", "SHA256:" + "-" * 43]
+    "text",
+    ["", "SHA256:", PRINT + "=", PRINT[:-1], "MD5:00:11", PRINT + "\n", "SHA256:" + "-" * 43],
 )
 def test_what_is_no_fingerprint(text: str) -> None:
     with refused(Code.INVALID_ARGS):
@@ -301,7 +309,10 @@ def test_what_is_no_fingerprint(text: str) -> None:
 
 
 @settings(deadline=None, max_examples=100)
-@given(st.text(max_size=60) | st.binary(max_size=60).map(lambda b: "ssh-ed25519 " + base64.b64encode(b).decode()))
+@given(
+    st.text(max_size=60)
+    | st.binary(max_size=60).map(lambda b: "ssh-ed25519 " + base64.b64encode(b).decode())
+)
 def test_any_line_is_a_key_or_a_value_error(line: str) -> None:
     try:
         assert check_fingerprint(fingerprint(line))

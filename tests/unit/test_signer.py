@@ -157,7 +157,9 @@ def test_the_key_is_named(key: Key) -> None:
     assert strings(answer[5:])[0] == key.blob
 
 
-@pytest.mark.parametrize("kind", [k for k in range(256) if k not in (REQUEST_IDENTITIES, SIGN_REQUEST)])
+@pytest.mark.parametrize(
+    "kind", [k for k in range(256) if k not in (REQUEST_IDENTITIES, SIGN_REQUEST)]
+)
 def test_other_requests_fail(key: Key, kind: int) -> None:
     assert Signer(key, "pi").answer(bytes([kind]) + string(key.blob)) == bytes([FAILURE])
 
@@ -228,8 +230,12 @@ def _rsa() -> bytes:
     )
 
 
-@pytest.mark.parametrize("damage", [b"", b"nonsense", b"-----BEGIN OPENSSH PRIVATE KEY-----\n", None])
-def test_a_damaged_private_key_is_an_answer_and_no_crash(tmp_path: Path, damage: bytes | None) -> None:
+@pytest.mark.parametrize(
+    "damage", [b"", b"nonsense", b"-----BEGIN OPENSSH PRIVATE KEY-----\n", None]
+)
+def test_a_damaged_private_key_is_an_answer_and_no_crash(
+    tmp_path: Path, damage: bytes | None
+) -> None:
     key = Key(tmp_path)
     key.load()
     (tmp_path / "id_ed25519").write_bytes(_rsa() if damage is None else damage)

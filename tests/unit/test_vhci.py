@@ -88,9 +88,7 @@ def test_any_status_is_read(noise: str) -> None:
         ),
     ],
 )
-def test_a_real_kernel(
-    tmp_path: Path, name: str, used: dict[int, tuple[bool, int, str]]
-) -> None:
+def test_a_real_kernel(tmp_path: Path, name: str, used: dict[int, tuple[bool, int, str]]) -> None:
     assert CAPTURES.is_dir()
     vhci = Vhci(captured(name, tmp_path))
     ports = vhci.ports()

@@ -4,21 +4,15 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-_HERE = str(Path(__file__).resolve().parent)
-if _HERE not in sys.path:
-    sys.path.insert(0, _HERE)
-
-from testbed import images, pair  # noqa: E402
-from testbed.desk import Desk  # noqa: E402
-from testbed.host import TestbedError  # noqa: E402
-from testbed.pair import Pair  # noqa: E402
-from testbed.pi import Pi  # noqa: E402
+from vm.testbed import images, pair
+from vm.testbed.desk import Desk
+from vm.testbed.host import TestbedError
+from vm.testbed.pair import Pair
+from vm.testbed.pi import Pi
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ ROOT = "/org/usbipssh1"
 PYTHON_FOLDER = "/usr/lib/python3/dist-packages"
 
 
-class CallFailed(TestbedError):  # noqa: N818 (it is what the test asks about)
+class CallFailed(TestbedError):
     """A D-Bus call was answered with an error."""
 
     def __init__(self, name: str, message: str) -> None:
@@ -64,9 +64,7 @@ class Desk(Machine):
 
     # D-Bus.
 
-    def bus(
-        self, user: str, *words: str, interactive: bool = False, timeout: float = 60
-    ) -> Any:
+    def bus(self, user: str, *words: str, interactive: bool = False, timeout: float = 60) -> Any:
         """busctl as `user`; its answer's data. Raises CallFailed with the error's name.
 
         `words` is what follows busctl's options, such as `call SERVICE OBJECT …`.
@@ -170,10 +168,9 @@ class Desk(Machine):
         for line in self.shell(script).splitlines():
             fields = line.split()
             if len(fields) == 7 and fields[0] in ("hs", "ss"):
-                numbers = [int(fields[1]), int(fields[2]), int(fields[3])]
-                found.append(
-                    Port(fields[0], *numbers, int(fields[4], 16), int(fields[5]), fields[6])
-                )
+                port, state, speed = (int(field) for field in fields[1:4])
+                device, descriptor = int(fields[4], 16), int(fields[5])
+                found.append(Port(fields[0], port, state, speed, device, descriptor, fields[6]))
         return found
 
     def taken_ports(self) -> list[Port]:
@@ -193,7 +190,8 @@ class Desk(Machine):
         self._wait('[ -e "$1" ]', path, seconds)
 
     def _wait(self, test: str, path: str, seconds: int) -> None:
-        loop = f'i=0; until {test}; do i=$((i+1)); [ $i -lt {seconds * 10} ] || exit 1; sleep 0.1; done'
+        step = f"i=$((i+1)); [ $i -lt {seconds * 10} ] || exit 1; sleep 0.1"
+        loop = f"i=0; until {test}; do {step}; done"
         self.shell(loop, path, timeout=seconds + 30)
 
     # Using what was attached.
@@ -237,8 +235,11 @@ class Desk(Machine):
 
     def stop_daemon(self) -> None:
         """Stop the daemon and what belongs to it; the next call starts it again."""
-        self.shell("! systemctl cat usbipsshd.service >/dev/null 2>&1 ||"
-            " systemctl stop usbipsshd.service 'usbipssh-session*'", timeout=120)
+        self.shell(
+            "! systemctl cat usbipsshd.service >/dev/null 2>&1 ||"
+            " systemctl stop usbipsshd.service 'usbipssh-session*'",
+            timeout=120,
+        )
 
     def journal(self, unit: str = "usbipsshd") -> str:
         """What a unit has logged since this machine booted."""

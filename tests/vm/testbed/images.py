@@ -21,6 +21,7 @@ from .host import CHECKOUT, cache_folder, locked, run, step
 from .kernel import Kernel, kernel
 
 IMAGE_SIZE = "1200M"
+_MKE2FS = "mke2fs -q -F -t ext4 -m 0"
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,6 @@ def login_key() -> Path:
         if not path.exists():
             run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "testbed", "-f", path])
     return path
-
-
 
 
 def project_package() -> Path | None:
@@ -109,10 +108,8 @@ def _image(name: str, key: str, base: Path, fill: Callable[[Path], None]) -> Pat
             fill(tree)
             new = cache / f"{name}.new.img"
             new.unlink(missing_ok=True)
-            run(
-                ["mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal,^metadata_csum"]
-                + ["-m", "0", "-d", str(tree), str(new), IMAGE_SIZE]
-            )
+            filesystem = f"{_MKE2FS} -O ^has_journal,^metadata_csum".split()
+            run([*filesystem, "-d", tree, new, IMAGE_SIZE])
             for old in cache.glob(f"{name}-*.img"):
                 _forget(old)
             new.rename(image)
@@ -136,10 +133,8 @@ def _stick() -> Path:
                 (Path(scratch) / name).write_bytes(data)
             new = cache / "stick.new.raw"
             new.unlink(missing_ok=True)
-            run(
-                ["mke2fs", "-q", "-F", "-t", "ext4", "-L", systems.STICK_LABEL, "-m", "0"]
-                + ["-d", scratch, str(new), systems.STICK_SIZE]
-            )
+            filesystem = f"{_MKE2FS} -L {systems.STICK_LABEL}".split()
+            run([*filesystem, "-d", scratch, new, systems.STICK_SIZE])
             for old in cache.glob("stick-*.raw"):
                 _forget(old)
             new.rename(image)
@@ -165,7 +160,9 @@ def build(*, package: Path | None = None) -> Images:
             base = _base(systems.PI, sources)
             core = kernel_job.result()
             name = _digest(*common, base.name, core.image.parent.name)
-            return _image("pi", name, base, lambda tree: systems.fill_pi(tree, core.modules, public))
+            return _image(
+                "pi", name, base, lambda tree: systems.fill_pi(tree, core.modules, public)
+            )
 
         def desk() -> Path:
             base = _base(systems.DESK, sources)

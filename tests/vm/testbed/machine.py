@@ -29,7 +29,7 @@ TROUBLE = re.compile(
 
 KERNEL_LINE = (
     "console=ttyS0 quiet net.ifnames=0 mitigations=off no_timer_check tsc=reliable"
-    " random.trust_cpu=on audit=0 apparmor=0 lsm=lockdown,capability rcupdate.rcu_expedited=1 fsck.mode=skip"
+    " random.trust_cpu=on audit=0 lsm=capability rcupdate.rcu_expedited=1 fsck.mode=skip"
     " systemd.show_status=no"
 )
 
@@ -69,7 +69,8 @@ class Machine:
         here.unlink(missing_ok=True)
         command = [
             "qemu-system-x86_64", "-name", f"usbipsshd-{self.name}",
-            "-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc,usb=off,i8042=off",
+            "-nodefaults", "-no-user-config", "-display", "none",
+            "-machine", "pc,usb=off,i8042=off",
             *accelerator, "-smp", "1", "-m", str(self.memory),
             "-kernel", str(self.images.kernel.image), "-initrd", str(self.images.kernel.initrd),
             "-append", f"{KERNEL_LINE} testbed.link={self.address}/24",
@@ -122,7 +123,9 @@ class Machine:
         try:
             self.ssh.connect(time.monotonic() + BOOT_SECONDS)
         except TestbedError as error:
-            raise TestbedError(f"{error}; its console ends:\n{self.console_text()[-3000:]}") from error
+            raise TestbedError(
+                f"{error}; its console ends:\n{self.console_text()[-3000:]}"
+            ) from error
 
     def running(self) -> bool:
         """Is there a QEMU process for this machine?"""

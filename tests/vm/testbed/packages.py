@@ -17,9 +17,12 @@ def sources() -> str:
     listed = run(
         ["apt-get", "indextargets", "--format", form, "Created-By: Packages", "Origin: Debian"]
     )
-    lines = sorted({line for line in listed.splitlines() if re.search(rf" {SUITE}\S* main$", line)})
+    wanted = re.compile(rf" {SUITE}\S* main$")
+    lines = sorted({line for line in listed.splitlines() if wanted.search(line)})
     if not any(line.endswith(f" {SUITE} main") for line in lines):
-        raise TestbedError(f"this machine's apt knows no source of Debian {SUITE}: run apt-get update")
+        raise TestbedError(
+            f"this machine's apt knows no source of Debian {SUITE}: run apt-get update"
+        )
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -31,7 +34,9 @@ def proxy_options() -> list[str]:
 
 def kernel_package() -> str:
     """The package that linux-image-amd64 stands for just now."""
-    match = re.search(r"linux-image-\d\S*-amd64", run(["apt-cache", "depends", "linux-image-amd64"]))
+    match = re.search(
+        r"linux-image-\d\S*-amd64", run(["apt-cache", "depends", "linux-image-amd64"])
+    )
     if match is None:
         raise TestbedError("apt does not know linux-image-amd64: run apt-get update")
     return match.group()

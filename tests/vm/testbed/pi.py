@@ -155,15 +155,15 @@ class Pi(Machine):
 
     def matched(self) -> list[str]:
         """The names in match_busid."""
-        return self.shell("cat /sys/bus/usb/drivers/usbip-host/match_busid 2>/dev/null || :").split()
+        return self.shell(
+            "cat /sys/bus/usb/drivers/usbip-host/match_busid 2>/dev/null || :"
+        ).split()
 
     def agents(self) -> list[str]:
         """Command lines of agent processes that still run."""
-        script = (
-            "for p in /proc/[0-9]*; do tr '\\0' ' ' < \"$p/cmdline\" 2>/dev/null && echo; done"
-        )
-        lines = self.shell(script).splitlines()
-        return [line for line in lines if "usbipssh-agent" in line]
+        # One grep for all processes; it would find itself but for the bracket.
+        found = self.shell("grep -a -h 'usbipssh[-]agent' /proc/[0-9]*/cmdline 2>/dev/null || :")
+        return [line.replace("\0", " ") for line in found.splitlines()]
 
     def forget_names(self) -> None:
         """Empty match_busid, by unloading the module; nothing may be exported.

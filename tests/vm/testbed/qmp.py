@@ -30,7 +30,10 @@ class Qmp:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self._file.close()
         self._socket.close()
@@ -42,7 +45,7 @@ class Qmp:
         message: dict[str, Any] = json.loads(line)
         return message
 
-    def command(self, name: str, **arguments: object) -> Any:
+    def command(self, name: str, /, **arguments: object) -> Any:
         """Run a command (underscores in argument names stand for hyphens); return its answer."""
         named = {key.replace("_", "-"): value for key, value in arguments.items()}
         request = json.dumps({"execute": name, "arguments": named})

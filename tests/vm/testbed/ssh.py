@@ -13,7 +13,7 @@ from pathlib import Path
 from .host import TestbedError
 
 
-class CommandFailed(TestbedError):  # noqa: N818 (reads better where it is caught)
+class CommandFailed(TestbedError):
     """A command on a machine ended with something else than 0."""
 
     def __init__(self, machine: str, command: str, code: int, out: str, err: str) -> None:
@@ -83,9 +83,7 @@ class Ssh:
         extra = ["-t"] if terminal else []
         return ["ssh", *self._options, *extra, "root@127.0.0.1", *([command] if command else [])]
 
-    def attempt(
-        self, *words: str, data: bytes | str | None = None, timeout: float = 60
-    ) -> Result:
+    def attempt(self, *words: str, data: bytes | str | None = None, timeout: float = 60) -> Result:
         """Run a command given as words; say how it ended."""
         command = shlex.join(words)
         sent = data.encode() if isinstance(data, str) else data

@@ -28,7 +28,7 @@ sub walk {
         if (-l $path) {
             print "$path -> " . readlink($path) . "\n";
         } elsif (-d _) {
-            walk($path) unless $name eq 'power' or $name =~ /^ep_/ or $path =~ m{/(queue|trace|mq|stat)$};
+            walk($path) unless $name =~ /^(power|queue|trace|mq|stat|ep_..)$|-port\d+$/;
         } elsif (-r _ and (stat _)[2] & 0400) {
             open(my $file, '<', $path) or next;
             my $count = sysread($file, my $value, 65536);

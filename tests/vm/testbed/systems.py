@@ -36,27 +36,65 @@ DPKG_OPTIONS = [
 
 # What the project's package depends on, for a desk to which its files are copied by hand.
 PROJECT_NEEDS = (
-    "python3-asyncssh python3-dbus-next python3-pyudev python3-uvloop python3-regex"
-    " python3-tomli-w python3-cryptography polkitd dbus usb.ids openssh-client"
-).split()
+    "python3-asyncssh",
+    "python3-dbus-next",
+    "python3-pyudev",
+    "python3-uvloop",
+    "python3-regex",
+    "python3-tomli-w",
+    "python3-cryptography",
+    "polkitd",
+    "dbus",
+    "usb.ids",
+    "openssh-client",
+)
 
 # Units that cost time at every boot and that no test has a use for.
 MASKED = (
-    "apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer"
-    " e2scrub_reap.service fstrim.timer systemd-timesyncd.service systemd-hwdb-update.service"
-    " systemd-journal-flush.service systemd-journal-catalog-update.service"
-    " systemd-update-utmp.service systemd-update-utmp-runlevel.service"
-    " systemd-random-seed.service systemd-pstore.service systemd-binfmt.service"
-    " systemd-remount-fs.service systemd-machine-id-commit.service systemd-firstboot.service"
-    " systemd-sysusers.service systemd-update-done.service ldconfig.service"
-    " console-getty.service getty.target getty@tty1.service serial-getty@ttyS0.service"
-    " sys-kernel-debug.mount sys-kernel-tracing.mount sys-kernel-config.mount"
-    " sys-fs-fuse-connections.mount dev-hugepages.mount dev-mqueue.mount"
-    " modprobe@configfs.service modprobe@drm.service modprobe@efi_pstore.service"
-    " modprobe@fuse.service modprobe@dm_mod.service modprobe@loop.service networking.service"
-    " systemd-fsck-root.service systemd-quotacheck.service quotaon.service"
-    " systemd-networkd-wait-online.service proc-sys-fs-binfmt_misc.automount"
-).split()
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+    "e2scrub_reap.service",
+    "fstrim.timer",
+    "systemd-timesyncd.service",
+    "systemd-hwdb-update.service",
+    "systemd-journal-flush.service",
+    "systemd-journal-catalog-update.service",
+    "systemd-update-utmp.service",
+    "systemd-update-utmp-runlevel.service",
+    "systemd-random-seed.service",
+    "systemd-pstore.service",
+    "systemd-binfmt.service",
+    "systemd-remount-fs.service",
+    "systemd-machine-id-commit.service",
+    "systemd-firstboot.service",
+    "systemd-sysusers.service",
+    "systemd-update-done.service",
+    "ldconfig.service",
+    "console-getty.service",
+    "getty.target",
+    "getty@tty1.service",
+    "serial-getty@ttyS0.service",
+    "sys-kernel-debug.mount",
+    "sys-kernel-tracing.mount",
+    "sys-kernel-config.mount",
+    "sys-fs-fuse-connections.mount",
+    "dev-hugepages.mount",
+    "dev-mqueue.mount",
+    "modprobe@configfs.service",
+    "modprobe@drm.service",
+    "modprobe@efi_pstore.service",
+    "modprobe@fuse.service",
+    "modprobe@dm_mod.service",
+    "modprobe@loop.service",
+    "networking.service",
+    "systemd-fsck-root.service",
+    "systemd-quotacheck.service",
+    "quotaon.service",
+    "systemd-networkd-wait-online.service",
+    "proc-sys-fs-binfmt_misc.automount",
+)
 
 
 @dataclass(frozen=True)
@@ -145,7 +183,7 @@ def fill_desk(tree: Path, modules: Path, public_key: str, package: Path | None) 
     for name in ("alice", "bob", "carol"):
         run(["chroot", tree, "useradd", "-m", "-s", "/bin/bash", "-p", "*", name])
     if package is None:
-        wanted = PROJECT_NEEDS
+        wanted = list(PROJECT_NEEDS)
     else:
         shutil.copyfile(package, tree / "tmp" / package.name)
         wanted = [f"./tmp/{package.name}"]
