@@ -18,6 +18,7 @@ from enum import StrEnum
 from usbipsshd.backoff import Backoff
 from usbipsshd.device import Device
 from usbipsshd.errors import Code, UsbipError
+from usbipsshd.finish import to_the_end
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +114,10 @@ class Steps:
     """Something published has changed."""
 
 
+async def _ended(task: asyncio.Task[UsbipError]) -> None:
+    await asyncio.wait([task])
+
+
 _DETACHED = UsbipError(Code.CANCELLED, "The attachment was detached before it was ready.")
 
 
@@ -162,9 +167,11 @@ class Life:
             if not self._usable.done():
                 self._usable.set_exception(error)
                 self._usable.exception()
-            await self._give_back()
-            self._happened(Event.RELEASED)
-            self._gone.set()
+            try:
+                await to_the_end(self._give_back())
+            finally:
+                self._happened(Event.RELEASED)
+                self._gone.set()
 
     async def _run(self) -> UsbipError:
         if self.attachment.state is State.WAITING:
@@ -180,7 +187,7 @@ class Life:
                 return error
             self._idle.clear()
             self._happened(Event.PAUSED)
-            await self._give_back()
+            await to_the_end(self._give_back())
             await self._wait()
         return _DETACHED
 
@@ -221,9 +228,9 @@ class Life:
             await asyncio.wait([task])
         except asyncio.CancelledError:
             task.cancel()
-            await asyncio.wait([task])
             raise
         finally:
+            await to_the_end(_ended(task))
             self._step = None
         if task.cancelled():
             return _DETACHED

@@ -16,6 +16,7 @@ from usbipsshd.chooser import Chooser, attachable
 from usbipsshd.control import Session
 from usbipsshd.device import Device
 from usbipsshd.errors import Code, UsbipError
+from usbipsshd.finish import to_the_end
 from usbipsshd.link import Link
 from usbipsshd.pattern import Pattern
 from usbipsshd.remoteusb import RemoteUsb
@@ -118,9 +119,11 @@ class HubLife:
                 )
                 self._watching.exception()
             self._set(State.DETACHING)
-            if not self._abandoned:
-                await self._give_back()
-            self._gone.set()
+            try:
+                if not self._abandoned:
+                    await to_the_end(self._give_back())
+            finally:
+                self._gone.set()
 
     async def _interruptible(
         self, step: Coroutine[None, None, UsbipError | None]

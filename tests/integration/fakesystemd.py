@@ -59,9 +59,7 @@ class FakeSystemd:
             for sock in (listener, notify, theirs):
                 sock.close()
 
-    def _serve(
-        self, listener: socket.socket, notify: socket.socket, stop: socket.socket
-    ) -> None:
+    def _serve(self, listener: socket.socket, notify: socket.socket, stop: socket.socket) -> None:
         while True:
             ready, _, _ = select.select([listener, notify, stop], [], [])
             if stop in ready:

@@ -301,7 +301,9 @@ def check_refusal(answer: Answer, code: str, says: str = "") -> str:
     assert 10 < len(message) < 400, message
     assert message.isprintable(), message
     # A path, a traceback, a Python value: nothing of the inside.
-    assert not re.search(r"(^|[\s'\"(])/[a-z]|Traceback|\w+Error\b|\bNone\b|<[a-z]", message), message
+    assert not re.search(r"(^|[\s'\"(])/[a-z]|Traceback|\w+Error\b|\bNone\b|<[a-z]", message), (
+        message
+    )
     return message
 
 
