@@ -69,12 +69,20 @@ def main() -> int:
         descriptors=stored_descriptors(os.environ, os.getpid()),
         can_hand_over=isinstance(launcher, SystemdLauncher) and bool(notify_socket),
     )
+    status = 0
     try:
         asyncio.run(_run(settings))
-    except (OSError, BusError, Disconnected) as error:
-        logging.error("usbipsshd ends: %s", error)  # noqa: TRY400
-        return 1
-    return 0
+    except* (OSError, BusError, Disconnected) as errors:
+        logging.error("usbipsshd ends: %s", _first(errors))  # noqa: TRY400
+        status = 1
+    return status
+
+
+def _first(error: BaseException) -> BaseException:
+    """The first error in a group of groups."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def _run(settings: Settings) -> None:

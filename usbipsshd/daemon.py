@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from usbipsshd.authority import Authority
@@ -48,6 +51,11 @@ class Daemon:
             loop.add_signal_handler(number, self.stop)
         paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         paths.run.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with only_one(paths.run / "lock"):
+            await self._run()
+
+    async def _run(self) -> None:
+        settings, paths = self._settings, self._settings.paths
         events = Events()
         key = Key(paths.state)
         await asyncio.to_thread(key.load)
@@ -108,6 +116,20 @@ class Daemon:
             stopping.cancel()
             losing.cancel()
             await asyncio.wait([stopping, losing])
+
+
+@contextmanager
+def only_one(path: Path) -> Iterator[None]:
+    """Hold a lock that no other daemon on this machine holds; raise :exc:`BlockingIOError`.
+
+    What is written down below /run is then nobody's but ours.
+    """
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BlockingIOError("another usbipsshd runs on this machine") from None
+        yield
 
 
 def _machine_id(path: Path) -> str:

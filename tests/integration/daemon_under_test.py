@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import logging
 import os
@@ -96,10 +95,14 @@ def main() -> int:
             known_hosts=(folder / "known_hosts",),
         ),
     )  # fmt: skip
-    with contextlib.suppress(BusError, Disconnected, ConnectionError):
+    try:
         asyncio.run(_run(settings, folder / "tasks"))
-        return 0
-    return 1
+    except* (BusError, Disconnected, OSError) as group:
+        logging.error("ended: %s", group.exceptions[0])
+        status = 1
+    else:
+        status = 0
+    return status
 
 
 async def _run(settings: Settings, tasks: Path) -> None:

@@ -223,9 +223,9 @@ class World:
         """Detach everything, whoever attached it."""
         self.call(0, "Detach", "sa{sv}", "all", "0")
 
-    def check_clean(self) -> None:
-        """Nothing is left of anything, on either machine."""
-        self.pi.wait(lambda s: not s["bound"] and not s["connected"])
+    def check_clean(self, seconds: float = 10) -> None:
+        """Nothing is left of anything, on either machine; waits ``seconds`` for that."""
+        self.pi.wait(lambda s: not s["bound"] and not s["connected"], seconds)
         self.desk.wait(lambda s: not s["ports"])
         for kernel in (self.desk, self.pi):
             kernel.check_clean()
@@ -234,7 +234,10 @@ class World:
         self.pi.wait(lambda s: {d["driver"] for d in s["devices"].values()} <= {"usb"})
 
     def check_nothing_left_there(self) -> None:
-        """No agent, no folder of one and no socket is left on the exporting machine."""
+        """Once the sessions have ended, no agent, no folder of one and no socket is left there."""
+        for pid in self.sessions():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
         wait_until(lambda: not self.agents(), "an agent is left")
         for folder in self.run_folders:
             left = [str(p) for p in folder.glob("usbipssh.*")]
