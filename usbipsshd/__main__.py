@@ -12,40 +12,26 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from usbipsshd import __version__
+from usbipsshd import __version__, journal
 from usbipsshd.bus.connection import SYSTEM_BUS
 from usbipsshd.bus.values import BusError, Disconnected
-from usbipsshd.daemon import Daemon, Settings
+from usbipsshd.daemon import Daemon
 from usbipsshd.kmod import modprobe
 from usbipsshd.launcher import Launcher, SpawnLauncher, SystemdLauncher
-from usbipsshd.notify import Notifier
+from usbipsshd.network import watch_network
+from usbipsshd.notify import Notifier, stored_descriptors
+from usbipsshd.settings import Settings
 from usbipsshd.udev import Udev
 
 SESSION_SOCKET = Path("/run/usbipssh-session.sock")
 SESSION_USER = "usbipssh"
 
 
-_LEVELS = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3}
-
-
-class _Formatter(logging.Formatter):
-    """Prefixes what journald understands as a level (sd-daemon(3)) when it is what listens."""
-
-    def __init__(self, *, journal: bool) -> None:
-        super().__init__("%(message)s" if journal else "usbipsshd: %(message)s")
-        self._journal = journal
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        if not self._journal:
-            return text
-        prefix = f"<{_LEVELS.get(record.levelno, 3)}>"
-        return "\n".join(prefix + line for line in text.splitlines())
-
-
 def _set_up_logging(*, verbose: bool) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter(journal="JOURNAL_STREAM" in os.environ))
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("usbipsshd: %(message)s"))
+    if "JOURNAL_STREAM" in os.environ and journal.SOCKET.exists():
+        handler = journal.JournalHandler()
     logging.basicConfig(level=logging.DEBUG if verbose else logging.INFO, handlers=[handler])
     logging.getLogger("asyncio").setLevel(logging.WARNING)
 
@@ -71,13 +57,18 @@ def main() -> int:
         logging.error("usbipsshd must run as root; it is started by D-Bus when it is called")
         return 1
     os.umask(0o077)
+    launcher = _launcher()
+    notify_socket = os.environ.get("NOTIFY_SOCKET", "")
     settings = Settings(
         bus_address=os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", SYSTEM_BUS),
-        launcher=_launcher(),
+        launcher=launcher,
         event_source=Udev(),
         modprobe=modprobe,
-        notifier=Notifier(os.environ.get("NOTIFY_SOCKET", "")),
+        notifier=Notifier(notify_socket, int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6),
         now=time.time,
+        watch_network=watch_network,
+        descriptors=stored_descriptors(os.environ, os.getpid()),
+        can_hand_over=isinstance(launcher, SystemdLauncher) and bool(notify_socket),
     )
     status = 0
     try:

@@ -3,21 +3,27 @@
 
 The states and what leads from one to the next are in one table. Each step of
 the way is a task that can be cancelled and has a time limit; giving back is
-done whatever happened before, once, and ends whether or not the other side answers.
+done whatever happened before, and ends whether or not the other side answers.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from usbipsshd.backoff import Backoff
 from usbipsshd.device import Device
 from usbipsshd.errors import Code, UsbipError
+from usbipsshd.finish import to_the_end
 
 log = logging.getLogger(__name__)
+
+RECOVER_SECONDS = 120.0
+"""How long after sleep an attachment without ``keep`` is tried again."""
 
 
 class State(StrEnum):
@@ -34,19 +40,26 @@ class Event(StrEnum):
     """What happens to an attachment."""
 
     USABLE = "usable"
-    FAILED = "failed"
-    LOST = "lost"
+    ENDED = "ended"
+    """It failed or was lost, and that is its end."""
+    PAUSED = "paused"
+    """It failed, was lost or must sleep, and will be tried again."""
+    RETRY = "retry"
     DETACH = "detach"
     RELEASED = "released"
 
 
 _NEXT = {
     (State.CONNECTING, Event.USABLE): State.ATTACHED,
-    (State.CONNECTING, Event.FAILED): State.DETACHING,
-    (State.CONNECTING, Event.LOST): State.DETACHING,
+    (State.CONNECTING, Event.ENDED): State.DETACHING,
+    (State.CONNECTING, Event.PAUSED): State.WAITING,
     (State.CONNECTING, Event.DETACH): State.DETACHING,
-    (State.ATTACHED, Event.LOST): State.DETACHING,
+    (State.ATTACHED, Event.ENDED): State.DETACHING,
+    (State.ATTACHED, Event.PAUSED): State.WAITING,
     (State.ATTACHED, Event.DETACH): State.DETACHING,
+    (State.WAITING, Event.RETRY): State.CONNECTING,
+    (State.WAITING, Event.ENDED): State.DETACHING,
+    (State.WAITING, Event.DETACH): State.DETACHING,
     (State.DETACHING, Event.RELEASED): State.GONE,
 }
 
@@ -67,105 +80,240 @@ class Attachment:
     device: Device
     owner_uid: int
     rebind: bool = True
+    unmount: bool = True
+    keep: bool = False
+    persist: bool = False
+    hub: int = 0
+    """The number of the hub that made it; 0 for none."""
+    input_allowed: bool = False
+    """Whether it was approved for what can type or carry the network."""
     state: State = State.CONNECTING
     local_busid: str = ""
     port: int = 0
     device_nodes: list[str] = field(default_factory=list)
     attached_at: int = 0
     """Microseconds since the epoch; 0 before it was attached."""
+    retry_at: int = 0
+    """Microseconds since the epoch; 0 when no retry is planned."""
     last_error: tuple[str, str] = ("", "")
 
 
+@dataclass(frozen=True, slots=True)
 class Steps:
     """The I/O of an attachment's life; made for each one, replaced in tests."""
 
-    def __init__(
-        self,
-        attach: Callable[[], Awaitable[None]],
-        ended: Callable[[], Awaitable[UsbipError]],
-        give_back: Callable[[], Awaitable[None]],
-    ) -> None:
-        self.attach = attach
-        """Does everything until the device is usable here; raises UsbipError."""
-        self.ended = ended
-        """Waits until the device or its connection is gone and says why."""
-        self.give_back = give_back
-        """Undoes whatever was done; must bound its own time."""
+    attach: Callable[[], Coroutine[None, None, None]]
+    """Does everything until the device is usable here; raises UsbipError."""
+    ended: Callable[[], Coroutine[None, None, UsbipError]]
+    """Waits until the device or its connection is gone and says why."""
+    give_back: Callable[[], Awaitable[None]]
+    """Undoes whatever was done; must bound its own time."""
+    now: Callable[[], float]
+    """Seconds since the epoch."""
+    changed: Callable[[], None]
+    """Something published has changed."""
+
+
+async def _ended(task: asyncio.Task[UsbipError]) -> None:
+    await asyncio.wait([task])
+
+
+_DETACHED = UsbipError(Code.CANCELLED, "The attachment was detached before it was ready.")
 
 
 class Life:
-    """Runs one attachment from connecting to gone."""
+    """Runs one attachment from its first state to gone.
 
-    def __init__(
-        self, attachment: Attachment, steps: Steps, changed: Callable[[Attachment], None]
-    ) -> None:
+    It may begin in CONNECTING, in ATTACHED (taken over from an earlier process) or in WAITING
+    (remembered from an earlier start).
+    """
+
+    def __init__(self, attachment: Attachment, steps: Steps, backoff: Backoff) -> None:
         self.attachment = attachment
         self._steps = steps
-        self._changed = changed
-        self._running: asyncio.Task[None] | None = None
+        self._backoff = backoff
+        self._step: asyncio.Task[UsbipError] | None = None
+        self._poked = asyncio.Event()
+        self._detaching = False
+        self._asleep = False
+        self._abandoned = False
+        self._slept = False
+        self._recover_until = 0.0
+        self._idle = asyncio.Event()
         self._usable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._gone = asyncio.Event()
+        if attachment.state is not State.CONNECTING:
+            self._usable.set_result(None)
 
     def _happened(self, event: Event) -> None:
         before = self.attachment.state
         self.attachment.state = next_state(before, event)
         # The last state is told by the object's removal alone.
         if self.attachment.state not in (before, State.GONE):
-            self._changed(self.attachment)
+            self._steps.changed()
+
+    def _ending(self) -> bool:
+        return self._detaching
 
     async def run(self) -> None:
         """Live; returns when everything was given back. Cancelling it detaches."""
-        self._running = asyncio.create_task(self._live())
-        if self.attachment.state is not State.CONNECTING:
-            self._running.cancel()
+        error = _DETACHED
         try:
-            await asyncio.wait([self._running])
-        except asyncio.CancelledError:
-            self._stop()
-            raise
+            error = await self._run()
         finally:
-            failure = await self._settle(self._running)
+            # Also when cancelled, and then nothing was given back yet.
+            self._detaching = True
+            self._happened(Event.ENDED)
             if not self._usable.done():
-                self._usable.set_exception(failure)
+                self._usable.set_exception(error)
                 self._usable.exception()
-            await self._give_back()
-            self._happened(Event.RELEASED)
-            self._gone.set()
+            try:
+                await to_the_end(self._give_back())
+            finally:
+                self._happened(Event.RELEASED)
+                self._gone.set()
 
-    async def _live(self) -> None:
-        await self._steps.attach()
-        self._happened(Event.USABLE)
-        self._usable.set_result(None)
-        raise await self._steps.ended()
+    async def _run(self) -> UsbipError:
+        if self.attachment.state is State.WAITING:
+            await self._wait()
+        while not self._ending():
+            started = self._steps.now()
+            error = await self._interruptible(self._attached())
+            if self._ending():
+                return error
+            if not self._asleep:
+                self._backoff.ran(self._steps.now() - started)
+            if not self._goes_on():
+                return error
+            self._idle.clear()
+            self._happened(Event.PAUSED)
+            await to_the_end(self._give_back())
+            await self._wait()
+        return _DETACHED
 
-    async def _settle(self, task: asyncio.Task[None]) -> UsbipError:
-        """Why the task ended, told to whoever watches."""
-        await asyncio.wait([task])
-        if task.cancelled():
-            return UsbipError(Code.CANCELLED, "The attachment was detached before it was ready.")
-        error = task.exception()
-        if not isinstance(error, UsbipError):
-            log.error("attachment %d failed", self.attachment.number, exc_info=error)
+    def _goes_on(self) -> bool:
+        """Whether there will be another try."""
+        if self._asleep:
+            return True
+        if not self._usable.done():
+            return False
+        recovering = self._slept and self._steps.now() < self._recover_until
+        return self.attachment.keep or recovering
+
+    async def _attached(self) -> UsbipError:
+        """Be attached, from the first step to the last; return why that ended."""
+        try:
+            if self.attachment.state is not State.ATTACHED:
+                await self._steps.attach()
+                self.attachment.last_error = ("", "")
+                self._happened(Event.USABLE)
+                self._slept = False
+                if not self._usable.done():
+                    self._usable.set_result(None)
+            error = await self._steps.ended()
+        except UsbipError as failure:
+            error = failure
+        except Exception:
+            log.exception("attachment %d failed", self.attachment.number)
             error = UsbipError(Code.FAILED, "The device could not be attached; see the log.")
         self.attachment.last_error = (error.dbus_name, error.message)
-        self._happened(Event.LOST if self._usable.done() else Event.FAILED)
         return error
 
+    async def _interruptible(self, step: Coroutine[None, None, UsbipError]) -> UsbipError:
+        """Run a step until it is done or somebody wants something else."""
+        task = self._step = asyncio.create_task(step)
+        if self._detaching or self._asleep:
+            task.cancel()
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        finally:
+            await to_the_end(_ended(task))
+            self._step = None
+        if task.cancelled():
+            return _DETACHED
+        return task.result()
+
+    async def _wait(self) -> None:
+        """Wait for the time of the next try, or for a reason to try now."""
+        attachment = self.attachment
+        while not self._detaching:
+            self._poked.clear()
+            self._idle.set()
+            delay = None if self._asleep else self._backoff.next()
+            attachment.retry_at = 0
+            if delay is not None:
+                attachment.retry_at = int((self._steps.now() + delay) * 1_000_000)
+            self._steps.changed()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self._poked.wait()
+            if not self._asleep:
+                break
+        attachment.retry_at = 0
+        self._idle.clear()
+        if not self._detaching:
+            self._happened(Event.RETRY)
+
     async def _give_back(self) -> None:
+        if self._abandoned:
+            return
         try:
             await self._steps.give_back()
         except Exception:
             log.exception("attachment %d: giving back failed", self.attachment.number)
 
-    def _stop(self) -> None:
-        self._happened(Event.DETACH)
-        if self._running is not None:
-            self._running.cancel()
+    def _interrupt(self) -> None:
+        self._poked.set()
+        if self._step is not None:
+            self._step.cancel()
 
     def detach(self) -> None:
         """Begin to detach; does nothing if that has begun."""
-        if self.attachment.state not in (State.DETACHING, State.GONE):
-            self._stop()
+        if not self._detaching:
+            self._detaching = True
+            self._happened(Event.DETACH)
+            self._interrupt()
+
+    def abandon(self) -> None:
+        """End without giving anything back: another process takes over."""
+        self._abandoned = True
+        self.detach()
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether another process takes over."""
+        return self._abandoned
+
+    def sleep(self) -> None:
+        """Begin to give the device back until :meth:`wake`; see :meth:`idle`."""
+        if not self._asleep and not self._detaching:
+            self._asleep = self._slept = True
+            self._interrupt()
+
+    def wake(self) -> None:
+        """The machine is awake again: try now."""
+        if self._asleep:
+            self._asleep = False
+            self._recover_until = self._steps.now() + RECOVER_SECONDS
+            self.poke()
+
+    def poke(self) -> None:
+        """There is good news: if it waits, it tries now, and starts waiting at the bottom again."""
+        self._backoff.reset()
+        self._poked.set()
+
+    async def idle(self) -> None:
+        """Wait until it waits, with everything given back, or is gone."""
+        idle = asyncio.create_task(self._idle.wait())
+        gone = asyncio.create_task(self._gone.wait())
+        try:
+            await asyncio.wait([idle, gone], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            idle.cancel()
+            gone.cancel()
 
     async def usable(self) -> None:
         """Wait until the device is usable here; raise :exc:`UsbipError` if that will not be."""

@@ -12,11 +12,15 @@ from itertools import count
 from typing import Protocol
 
 from usbipsshd.attachment import Attachment, Life, State, Steps
+from usbipsshd.backoff import Backoff
+from usbipsshd.chooser import Chooser, changed, no_more_than, same_device, summary_of
 from usbipsshd.control import Session
 from usbipsshd.device import Device
 from usbipsshd.errors import Code, UsbipError
 from usbipsshd.importer import Imported, Importer
+from usbipsshd.journal import Happening, tell
 from usbipsshd.link import Link
+from usbipsshd.pattern import Pattern
 from usbipsshd.remoteusb import RemoteUsb
 from usbipsshd.udev import Events
 
@@ -31,7 +35,7 @@ class AttachmentListener(Protocol):
     """Who is told of attachments."""
 
     def attachment_added(self, attachment: Attachment) -> None:
-        """One began, in ``connecting``."""
+        """One began."""
 
     def attachment_changed(self, attachment: Attachment) -> None:
         """Something published of it changed."""
@@ -46,9 +50,20 @@ class _Entry:
     link: Link
     life: Life
     ended: asyncio.Future[UsbipError]
+    first: bool = True
+    """Whether the device is still the one that was just chosen, and need not be found again."""
+    attached_before: bool = False
     imported: Imported | None = None
     session: Session | None = None
     """The session that exports it; None before it was asked to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What another process needs to take an attachment over."""
+
+    attachment: Attachment
+    imported: Imported
 
 
 class Attachments:
@@ -59,12 +74,16 @@ class Attachments:
         *,
         group: asyncio.TaskGroup,
         importer: Importer,
+        chooser: Chooser,
         events: Events,
         now: Callable[[], float],
+        backoff: Callable[[], Backoff] = Backoff,
     ) -> None:
         self._group = group
         self._importer = importer
+        self._chooser = chooser
         self._now = now
+        self._backoff = backoff
         self._numbers = count(1)
         self._entries: dict[int, _Entry] = {}
         self._listeners: list[AttachmentListener] = []
@@ -89,49 +108,61 @@ class Attachments:
                 return attachment
         return None
 
-    def begin(
-        self,
-        link: Link,
-        device: Device,
-        pattern: str,
-        owner_uid: int,
-        *,
-        unmount: bool,
-        rebind: bool,
-    ) -> Attachment:
-        """Begin to attach a device, known with its descriptors.
+    def number(self) -> int:
+        """A number for a new attachment."""
+        return next(self._numbers)
+
+    def skip_numbers(self, used: int) -> None:
+        """Never give out ``used`` and what comes before it."""
+        self._numbers = count(max(used + 1, next(self._numbers)))
+
+    def begin(self, link: Link, attachment: Attachment) -> None:
+        """Begin an attachment in CONNECTING, or in WAITING; its device is known with descriptors.
 
         Raises :exc:`UsbipError` (AlreadyAttached, LimitsExceeded).
         """
-        name = link.remote.name
-        if (other := self.at(name, device.busid)) is not None:
-            doing = "being detached" if other.state is State.DETACHING else "attached"
+        other = self.at(attachment.remote, attachment.device.busid)
+        if other is not None:
+            self.poke(attachment.remote)
             raise UsbipError(
-                Code.ALREADY_ATTACHED, f"{device.busid} of {name} is {doing} here already."
+                Code.ALREADY_ATTACHED,
+                f"{other.device.busid} of {other.remote} is {_doing(other)} here already.",
             )
         if len(self._entries) >= MAX_ATTACHMENTS:
             raise UsbipError(
                 Code.LIMITS_EXCEEDED, f"At most {MAX_ATTACHMENTS} devices can be attached."
             )
-        attachment = Attachment(
-            next(self._numbers), name, pattern, device, owner_uid, rebind=rebind
-        )
+        entry = self._enter(link, attachment)
+        entry.first = attachment.state is State.CONNECTING
+        entry.attached_before = not entry.first
+        self._start(entry)
+
+    def take_over(self, link: Link, running: Running, session: Session) -> None:
+        """Go on with an attachment of an earlier process, over the session that still runs."""
+        entry = self._enter(link, running.attachment)
+        entry.imported = running.imported
+        entry.session = session
+        entry.first = False
+        entry.attached_before = True
+        self._start(entry)
+
+    def _enter(self, link: Link, attachment: Attachment) -> _Entry:
         steps = Steps(
-            attach=lambda: self._attach(entry, unmount=unmount),
+            attach=lambda: self._attach(entry),
             ended=lambda: self._ended(entry),
             give_back=lambda: self._give_back(entry),
+            now=self._now,
+            changed=lambda: self._changed(attachment),
         )
-        entry = _Entry(
-            attachment,
-            link,
-            Life(attachment, steps, self._changed),
-            asyncio.get_running_loop().create_future(),
-        )
+        life = Life(attachment, steps, self._backoff())
+        entry = _Entry(attachment, link, life, asyncio.get_running_loop().create_future())
         self._entries[attachment.number] = entry
+        return entry
+
+    def _start(self, entry: _Entry) -> None:
         for listener in self._listeners:
-            listener.attachment_added(attachment)
-        self._group.create_task(self._live(entry), name=f"attachment {attachment.number}")
-        return attachment
+            listener.attachment_added(entry.attachment)
+        self._group.create_task(self._live(entry), name=f"attachment {entry.attachment.number}")
 
     async def _live(self, entry: _Entry) -> None:
         attachment = entry.attachment
@@ -141,6 +172,12 @@ class Attachments:
                 await entry.life.run()
         finally:
             del self._entries[attachment.number]
+            if entry.attached_before and not entry.life.abandoned:
+                self._tell(
+                    attachment,
+                    Happening.DETACHED,
+                    f"detached {attachment.device.busid} of {attachment.remote}",
+                )
             for listener in self._listeners:
                 listener.attachment_removed(attachment)
 
@@ -162,19 +199,51 @@ class Attachments:
             entry.life.detach()
             await entry.life.gone()
 
-    async def statistics(self, attachment: Attachment) -> tuple[int, int]:
-        """Bytes received from and sent to the device; raise :exc:`UsbipError`."""
+    def detach_soon(self, attachment: Attachment) -> None:
+        """Begin to detach."""
         entry = self._entries.get(attachment.number)
-        if entry is None or entry.session is None or attachment.state is not State.ATTACHED:
-            raise UsbipError(Code.NOT_ATTACHED, "The device is not attached at the moment.")
-        usb = RemoteUsb(entry.session, attachment.remote)
-        return await usb.statistics(attachment.device.busid)
+        if entry is not None:
+            entry.life.detach()
 
     async def close(self) -> None:
         """Detach everything."""
         async with asyncio.TaskGroup() as group:
             for attachment in self:
                 group.create_task(self.detach(attachment))
+
+    async def abandon(self) -> None:
+        """End without giving anything back: another process takes over."""
+        lives = [e.life for e in self._entries.values()]
+        for life in lives:
+            life.abandon()
+        for life in lives:
+            await life.gone()
+
+    def running(self) -> list[Running]:
+        """What could be taken over by another process."""
+        return [
+            Running(e.attachment, e.imported)
+            for e in self._entries.values()
+            if e.imported is not None and e.attachment.state is State.ATTACHED
+        ]
+
+    async def sleep(self) -> None:
+        """Give everything back until :meth:`wake`; one failing doesn't stop the others."""
+        async with asyncio.TaskGroup() as group:
+            for entry in self._entries.values():
+                entry.life.sleep()
+                group.create_task(entry.life.idle())
+
+    def wake(self) -> None:
+        """The machine is awake again: everything comes back."""
+        for entry in self._entries.values():
+            entry.life.wake()
+
+    def poke(self, remote: str = "") -> None:
+        """There is good news from a remote, or from the network: who waits tries now."""
+        for entry in self._entries.values():
+            if not remote or entry.attachment.remote == remote:
+                entry.life.poke()
 
     def look(self) -> None:
         """Something changed on this machine: see who is still there, and with which nodes."""
@@ -192,16 +261,32 @@ class Attachments:
                     ),
                 )
                 continue
+            self._importer.keep_awake(attachment.local_busid)
             nodes = self._importer.nodes(attachment.local_busid)
             if nodes != attachment.device_nodes:
                 attachment.device_nodes = nodes
                 self._changed(attachment)
 
+    async def statistics(self, attachment: Attachment) -> tuple[int, int]:
+        """Bytes received from and sent to the device; raise :exc:`UsbipError`."""
+        entry = self._entries.get(attachment.number)
+        if entry is None or entry.session is None or attachment.state is not State.ATTACHED:
+            raise UsbipError(Code.NOT_ATTACHED, "The device is not attached at the moment.")
+        usb = RemoteUsb(entry.session, attachment.remote)
+        return await usb.statistics(attachment.device.busid)
+
+    def lost(self, attachment: Attachment, error: UsbipError) -> None:
+        """The device of one attachment is gone."""
+        entry = self._entries.get(attachment.number)
+        if entry is not None:
+            self._end(entry, error)
+
     def link_changed(self, link: Link) -> None:
         """See :class:`usbipsshd.links.LinkListener`; nothing to do."""
 
     def link_devices_changed(self, link: Link) -> None:
-        """See :class:`usbipsshd.links.LinkListener`; nothing to do."""
+        """See :class:`usbipsshd.links.LinkListener`: what is missing may be back."""
+        self.poke(link.remote.name)
 
     def link_released(self, link: Link, busid: str, error: UsbipError) -> None:
         """The session says that an export ended by itself."""
@@ -217,20 +302,24 @@ class Attachments:
 
     @staticmethod
     def _end(entry: _Entry, error: UsbipError) -> None:
-        if not entry.ended.done():
+        if entry.session is not None and not entry.ended.done():
             entry.ended.set_result(error)
 
     def _changed(self, attachment: Attachment) -> None:
         for listener in self._listeners:
             listener.attachment_changed(attachment)
 
-    async def _attach(self, entry: _Entry, *, unmount: bool) -> None:
-        attachment, device = entry.attachment, entry.attachment.device
-        await self._importer.prepare(device.speed)
+    async def _attach(self, entry: _Entry) -> None:
+        attachment = entry.attachment
         async with entry.link.use() as session:
             usb = RemoteUsb(session, attachment.remote)
+            if not entry.first:
+                attachment.device = await self._find_again(entry, usb)
+            entry.first = False
+            device = attachment.device
+            await self._importer.prepare(device.speed)
             entry.session = session
-            fd = await usb.export(device, unmount=unmount)
+            fd = await usb.export(device, unmount=attachment.unmount)
         try:
             imported = await self._importer.attach(fd, device, lambda i: self._taken(entry, i))
         except UsbipError as error:
@@ -240,12 +329,41 @@ class Attachments:
             raise
         finally:
             os.close(fd)
+        self._importer.keep_awake(imported.local_busid)
         attachment.device_nodes = self._importer.nodes(imported.local_busid)
         attachment.attached_at = int(self._now() * 1_000_000)
-        log.info(
-            "attached %s of %s as %s for uid %d",
-            device.busid, attachment.remote, imported.local_busid, attachment.owner_uid,
-        )  # fmt: skip
+        restored = entry.attached_before
+        entry.attached_before = True
+        self._tell(
+            attachment,
+            Happening.RESTORED if restored else Happening.ATTACHED,
+            f"{'restored' if restored else 'attached'} {device.busid} of {attachment.remote} as "
+            f"{imported.local_busid} for uid {attachment.owner_uid}",
+        )
+
+    async def _find_again(self, entry: _Entry, usb: RemoteUsb) -> Device:
+        """The device that is meant now; raise :exc:`UsbipError` if it is not the approved one."""
+        attachment = entry.attachment
+        pattern = Pattern.parse(attachment.pattern)
+
+        def free(device: Device) -> bool:
+            other = self.at(attachment.remote, device.busid)
+            return other is None or other is attachment
+
+        device = await self._chooser.one(usb, attachment.remote, pattern, free)
+        summary_of(attachment.remote, device)
+        if pattern.busid:
+            approved = same_device(attachment.device, device)
+        else:
+            approved = no_more_than(attachment.device, device, attachment.remote)
+        if not approved:
+            raise changed(attachment.remote, device)
+        if not free(device):
+            raise UsbipError(
+                Code.ALREADY_ATTACHED,
+                f"{device.busid} of {attachment.remote} is attached here already.",
+            )
+        return device
 
     def _taken(self, entry: _Entry, imported: Imported) -> None:
         entry.imported = imported
@@ -255,17 +373,40 @@ class Attachments:
 
     async def _ended(self, entry: _Entry) -> UsbipError:
         self.look()
-        return await asyncio.shield(entry.ended)
+        error = await asyncio.shield(entry.ended)
+        attachment = entry.attachment
+        self._tell(
+            attachment,
+            Happening.LOST,
+            f"lost {attachment.device.busid} of {attachment.remote}: {error.message}",
+        )
+        return error
+
+    @staticmethod
+    def _tell(attachment: Attachment, happening: Happening, text: str) -> None:
+        tell(
+            log,
+            happening,
+            text,
+            remote=attachment.remote,
+            busid=attachment.device.busid,
+            uid=attachment.owner_uid,
+        )
 
     async def _give_back(self, entry: _Entry) -> None:
         """This machine first: the exporter must see the connection end before it unbinds."""
         attachment = entry.attachment
-        if entry.imported is not None:
-            self._importer.detach(entry.imported)
-            await self._importer.gone(entry.imported, PORT_FREE_SECONDS)
+        imported, entry.imported = entry.imported, None
+        session, entry.session = entry.session, None
+        entry.ended = asyncio.get_running_loop().create_future()
+        if imported is not None:
+            self._importer.detach(imported)
+            await self._importer.gone(imported, PORT_FREE_SECONDS)
+        attachment.local_busid, attachment.port, attachment.device_nodes = "", 0, []
+        self._changed(attachment)
         # Without its session the agent there is giving everything back by itself.
-        if entry.session is not None and not entry.session.gone:
-            usb = RemoteUsb(entry.session, attachment.remote)
+        if session is not None and not session.gone:
+            usb = RemoteUsb(session, attachment.remote)
             try:
                 await usb.release(attachment.device.busid, rebind=attachment.rebind)
             except UsbipError as error:
@@ -273,4 +414,13 @@ class Attachments:
                     "%s of %s: giving back failed: %s",
                     attachment.device.busid, attachment.remote, error,
                 )  # fmt: skip
-        log.info("detached %s of %s", attachment.device.busid, attachment.remote)
+
+
+def _doing(attachment: Attachment) -> str:
+    match attachment.state:
+        case State.DETACHING:
+            return "being detached"
+        case State.WAITING:
+            return "waited for"
+        case _:
+            return "attached"

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from random import randrange
 
 from usbipsshd.errors import Code
 from usbipsshd.messages import (
@@ -63,8 +64,8 @@ class Session:
         self._remote = remote
         self._on_event = on_event
         self._pending: dict[int, _Pending] = {}
-        self._ids = count(1)
-        self._last_id = 0
+        # Not from 1: an answer that an earlier process waited for must fit no request of ours.
+        self._ids = count(randrange(1, 1 << 30))  # noqa: S311 - no secret
         self._gone: SessionFailure | None = None
 
     @property
@@ -106,11 +107,9 @@ class Session:
             self._on_event(packet)
             return
         number = get_int(packet, "id")
-        if number > self._last_id:
-            raise BadPacket("an answer to nothing")
         pending = self._pending.get(number)
         if pending is None:
-            return  # We stopped waiting for it.
+            return  # We, or the process before us, stopped waiting for it.
         if "row" in packet:
             if len(pending.rows) >= MAX_DEVICES:
                 raise BadPacket("too many rows")
@@ -141,7 +140,7 @@ class Session:
         """
         if self._gone is not None:
             raise self._gone
-        number = self._next_id()
+        number = next(self._ids)
         pending = _Pending(asyncio.get_running_loop().create_future())
         self._pending[number] = pending
         try:
@@ -159,10 +158,6 @@ class Session:
             if pending.future.done() and not pending.future.cancelled():
                 pending.future.exception()  # An answer that came too late is nobody's.
 
-    def _next_id(self) -> int:
-        self._last_id = next(self._ids)
-        return self._last_id
-
     async def _send(self, packet: Packet, fds: Sequence[int] = ()) -> None:
         try:
             await self._channel.send(packet, fds)
@@ -174,7 +169,7 @@ class Session:
     async def _cancel(self, number: int) -> None:
         with contextlib.suppress(SessionFailure, TimeoutError):
             async with asyncio.timeout(SEND_SECONDS):
-                await self._send({"op": "cancel", "id": self._next_id(), "request": number})
+                await self._send({"op": "cancel", "id": next(self._ids), "request": number})
 
     def close(self) -> None:
         """End the session; it gives everything back by itself."""

@@ -4,66 +4,29 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import signal
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from usbipsshd.attachments import Attachments
 from usbipsshd.authority import Authority
+from usbipsshd.bus.bindings import Bindings
 from usbipsshd.bus.connection import Connection
+from usbipsshd.bus.logind import Logind
 from usbipsshd.bus.manager import Manager
 from usbipsshd.bus.objects import ObjectTree
-from usbipsshd.bus.publisher import Publisher
-from usbipsshd.exporter import LocalExporter
-from usbipsshd.hold import Hold
-from usbipsshd.importer import Importer
-from usbipsshd.launcher import Launcher
-from usbipsshd.links import Links
-from usbipsshd.localusb import LocalUsb
-from usbipsshd.matcher import Matcher
-from usbipsshd.notify import Notifier
-from usbipsshd.remotes import RemoteStore
-from usbipsshd.service import Service
+from usbipsshd.bus.systemd import is_restarting
+from usbipsshd.parts import Parts
+from usbipsshd.settings import Settings
 from usbipsshd.signer import Key
-from usbipsshd.udev import Events, EventSource
-from usbipsshd.usbids import UsbIds
+from usbipsshd.udev import Events
 from usbipsshd.vhci import Vhci
 
 log = logging.getLogger(__name__)
 
 BUS_NAME = "org.usbipssh1"
-CLOSE_SECONDS = 60.0
-
-
-@dataclass(frozen=True, slots=True)
-class Paths:
-    """Where everything is; tests have other places."""
-
-    sys: Path = Path("/sys")
-    config: Path = Path("/etc/usbipsshd")
-    state: Path = Path("/var/lib/usbipsshd")
-    run: Path = Path("/run/usbipsshd")
-    machine_id: Path = Path("/etc/machine-id")
-    known_hosts: tuple[Path, ...] = (
-        Path("/etc/ssh/ssh_known_hosts"),
-        Path("/root/.ssh/known_hosts"),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the daemon is made of from outside."""
-
-    bus_address: str
-    launcher: Launcher
-    event_source: EventSource
-    modprobe: Callable[[str], Awaitable[bool]]
-    notifier: Notifier
-    now: Callable[[], float]
-    """Seconds since the epoch."""
-    paths: Paths = field(default_factory=Paths)
 
 
 class Daemon:
@@ -86,65 +49,61 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
-        events = Events()
-        key = Key(paths.state)
         paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         paths.run.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with only_one(paths.run / "lock"):
+            await self._run()
+
+    async def _run(self) -> None:
+        settings, paths = self._settings, self._settings.paths
+        events = Events()
+        key = Key(paths.state)
         await asyncio.to_thread(key.load)
-        store = RemoteStore(paths.config, paths.state, paths.known_hosts)
-        store.load()
-        hold = Hold(paths.sys, paths.run / "authorized_default.json")
-        vhci, usb = Vhci(paths.sys), LocalUsb(paths.sys)
+        vhci = Vhci(paths.sys)
         if not vhci.available:
             # Attach would load it too; this way its properties tell the truth from the start.
             await settings.modprobe("vhci-hcd")
         async with settings.event_source.running(events), asyncio.TaskGroup() as group:
-            links = Links(group=group, launcher=settings.launcher, key=key, store=store)
-            importer = Importer(vhci, usb, hold, events, settings.modprobe)
-            attachments = Attachments(
-                group=group, importer=importer, events=events, now=settings.now
-            )
-            links.listen(attachments)
-            service = Service(
-                store=store,
-                links=links,
-                attachments=attachments,
-                usb=usb,
-                exporter=LocalExporter(paths.sys, usb, events),
-                ids=UsbIds(),
-                matcher=Matcher(),
-                launcher=settings.launcher,
-            )
+            parts = Parts(settings, group, events, key, vhci)
             bus = Connection(settings.bus_address)
             try:
-                tree = ObjectTree(
-                    bus.emit,
-                    Manager(service, Authority(bus.call)).dispatch(),
-                    _machine_id(paths.machine_id),
-                )
-                publisher = Publisher(
-                    tree,
-                    links=links,
-                    attachments=attachments,
-                    store=store,
-                    vhci=vhci,
-                    public_key=key.line,
-                )
-                events.listen(publisher.look)
-                store.listen(publisher.remotes_changed)
-                await bus.start(tree.handle)
-                await bus.own_name(BUS_NAME)
-                # Only now: with two of us, what the other one holds is not left over.
-                hold.recover()
-                settings.notifier.send("READY=1", "STATUS=Ready")
-                log.info("ready on %s", BUS_NAME)
-                lost = await self._until_stopped(bus)
-                settings.notifier.send("STOPPING=1", "STATUS=Giving devices back")
-                await self._give_everything_back(attachments, links)
+                lost = await self._serve(bus, parts, group)
             finally:
                 await bus.stop()
             if lost:
                 raise ConnectionError(f"the message bus is gone: {lost}")
+
+    async def _serve(self, bus: Connection, parts: Parts, group: asyncio.TaskGroup) -> str:
+        """Serve until it is time to stop; return why the bus went, empty if it did not."""
+        settings = self._settings
+        manager = Manager(
+            parts.service, Authority(bus.call), Bindings(parts.attachments, bus.callers)
+        )
+        tree = ObjectTree(bus.emit, manager.dispatch(), _machine_id(settings.paths.machine_id))
+        parts.publish(tree)
+        parts.remember(settings.descriptors)
+        await bus.start(tree.handle)
+        await bus.own_name(BUS_NAME)
+        logind = Logind(bus, before=parts.sleep, after=parts.wake)
+        background = [
+            group.create_task(logind.run(), name="logind"),
+            group.create_task(settings.watch_network(parts.good_news), name="network"),
+            group.create_task(settings.notifier.watchdog(), name="watchdog"),
+        ]
+        try:
+            settings.notifier.send("READY=1", "STATUS=Ready")
+            log.info("ready on %s", BUS_NAME)
+            lost = await self._until_stopped(bus)
+            settings.notifier.send("STOPPING=1", "STATUS=Stopping")
+            if settings.can_hand_over and (lost or await is_restarting(bus.call)):
+                log.info("stopping for a restart: everything stays attached")
+                await parts.hand_over()
+            else:
+                await parts.give_everything_back()
+        finally:
+            for task in background:
+                task.cancel()
+        return lost
 
     async def _until_stopped(self, bus: Connection) -> str:
         """Wait for a reason to stop; return why the bus went, empty if it did not."""
@@ -158,14 +117,19 @@ class Daemon:
             losing.cancel()
             await asyncio.wait([stopping, losing])
 
-    @staticmethod
-    async def _give_everything_back(attachments: Attachments, links: Links) -> None:
+
+@contextmanager
+def only_one(path: Path) -> Iterator[None]:
+    """Hold a lock that no other daemon on this machine holds; raise :exc:`BlockingIOError`.
+
+    What is written down below /run is then nobody's but ours.
+    """
+    with path.open("w") as file:
         try:
-            async with asyncio.timeout(CLOSE_SECONDS):
-                await attachments.close()
-                await links.close()
-        except TimeoutError:
-            log.warning("not everything could be given back in time")
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BlockingIOError("another usbipsshd runs on this machine") from None
+        yield
 
 
 def _machine_id(path: Path) -> str:

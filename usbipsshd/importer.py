@@ -15,7 +15,8 @@ from time import monotonic
 from usbipsshd.device import Device
 from usbipsshd.errors import Code, UsbipError
 from usbipsshd.hold import Hold
-from usbipsshd.localusb import LocalUsb
+from usbipsshd.localusb import LocalUsb, read_text
+from usbipsshd.sysfs import write
 from usbipsshd.udev import Events
 from usbipsshd.vhci import ERROR, FREE, USED, Port, Vhci
 
@@ -196,6 +197,13 @@ class Importer:
                 return
             await self._events.wait(LOOK_SECONDS)
 
+    def take_over(self, imported: Imported) -> bool:
+        """Own a port that an earlier process attached; whether the device is still there."""
+        present = self.present(imported)
+        if present:
+            self._ports[imported.port] = imported.devid
+        return present
+
     def detach(self, imported: Imported) -> None:
         """Free the port, unless it is no longer ours; the device is about to vanish from here."""
         if self._ports.pop(imported.port, None) is None:
@@ -225,6 +233,19 @@ class Importer:
             self._hold.forget(busid)
         except TimeoutError:
             log.warning("port %d is slow to come free", imported.port)
+
+    def keep_awake(self, busid: str) -> None:
+        """Keep the device from being suspended here, which udev may have asked for.
+
+        USB/IP carries no remote wakeup: a keyboard that was put to sleep would stay dead
+        (hwdb's 60-autosuspend.hwdb lists many; udev's rule sets it after each "add").
+        """
+        control = self.usb.path(busid) / "power/control"
+        if read_text(control) == "auto":
+            try:
+                write(control, "on")
+            except OSError as error:
+                log.debug("%s: cannot be kept awake: %s", busid, error)
 
     def nodes(self, busid: str) -> list[str]:
         """The device's nodes now, as paths (``/dev/sda``); network interfaces have none."""

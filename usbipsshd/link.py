@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -18,6 +18,7 @@ from usbipsshd.explain import explain
 from usbipsshd.launcher import Launcher
 from usbipsshd.messages import Packet, error_from_json, get_busid, get_object
 from usbipsshd.remotes import Remote
+from usbipsshd.seqpacket import SeqPacket
 from usbipsshd.signer import Key, Signer
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,10 @@ class LinkHooks:
     """An export ended by itself: its bus id there, and why."""
     lost: Callable[[UsbipError], None]
     """The connection ended by itself."""
+    opened: Callable[[int], None]
+    """It is connected; the descriptor of its control socket."""
+    ended: Callable[[], None]
+    """The session's control socket is of no use any more."""
 
 
 def known_hosts_file(text: bytes) -> int:
@@ -100,6 +105,7 @@ class Link:
         self._task: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[Session] | None = None
         self._idle = asyncio.Event()
+        self._abandoned = False
         self._idle_timer: asyncio.TimerHandle | None = None
 
     @property
@@ -131,11 +137,7 @@ class Link:
     async def _session(self) -> Session:
         while True:
             if self._task is None:
-                self._idle.clear()
-                self._ready = asyncio.get_running_loop().create_future()
-                self._task = self._group.create_task(
-                    self._connection(self._ready), name=f"link {self.remote.name}"
-                )
+                self._start(self._launcher.session())
             elif self._idle.is_set():
                 # It is being closed for idleness; the next one starts when it has ended.
                 await asyncio.wait([self._task])
@@ -144,7 +146,23 @@ class Link:
             session = await asyncio.shield(self._ready)
             if not session.gone:
                 return session
-            await asyncio.wait([self._task])
+            if self._task is not None:
+                await asyncio.wait([self._task])
+
+    def _start(
+        self, channel: AbstractAsyncContextManager[SeqPacket], session: Session | None = None
+    ) -> None:
+        self._idle.clear()
+        self._ready = asyncio.get_running_loop().create_future()
+        self._task = self._group.create_task(
+            self._connection(channel, self._ready, session), name=f"link {self.remote.name}"
+        )
+
+    def take_over(self, channel: SeqPacket) -> Session:
+        """Go on with a session of an earlier process, which is connected."""
+        session = Session(channel, self.remote.name, self._on_event)
+        self._start(closing(channel), session)
+        return session
 
     def _nobody_left(self) -> None:
         if self._task is None:
@@ -168,6 +186,14 @@ class Link:
             self.status = LinkStatus()
             self._hooks.changed()
 
+    async def abandon(self) -> None:
+        """End without a word to the session: another process takes it over."""
+        self._abandoned = True
+        self._stop_idle_timer()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
     async def close(self) -> None:
         """End the connection, ``CLOSE_SECONDS`` at most; its exports are given back."""
         self._stop_idle_timer()
@@ -182,14 +208,19 @@ class Link:
             task.cancel()
             await asyncio.wait([task])
 
-    async def _connection(self, ready: asyncio.Future[Session]) -> None:
+    async def _connection(
+        self,
+        launched: AbstractAsyncContextManager[SeqPacket],
+        ready: asyncio.Future[Session],
+        running: Session | None,
+    ) -> None:
         error = UsbipError(Code.CANCELLED, "Cancelled.")
         state = LinkState.IDLE
         self._set(LinkState.CONNECTING)
         try:
-            async with self._launcher.session() as channel:
-                session = Session(channel, self.remote.name, self._on_event)
-                error = await self._converse(session, ready)
+            async with launched as channel:
+                session = running or Session(channel, self.remote.name, self._on_event)
+                error = await self._converse(session, channel, ready, connected=running is not None)
             if error.code is not Code.CANCELLED:
                 state = LinkState.UNREACHABLE
         except UsbipError as failure:
@@ -205,9 +236,18 @@ class Link:
                 ready.exception()
             elif state is LinkState.UNREACHABLE:
                 self._hooks.lost(error)
+            if not self._abandoned:
+                self._hooks.ended()
             self._set(state, error if state is LinkState.UNREACHABLE else None)
 
-    async def _converse(self, session: Session, ready: asyncio.Future[Session]) -> UsbipError:
+    async def _converse(
+        self,
+        session: Session,
+        channel: SeqPacket,
+        ready: asyncio.Future[Session],
+        *,
+        connected: bool,
+    ) -> UsbipError:
         """Open the connection and stay until it ends; return why it did, Cancelled for idleness."""
         agent_ours, agent_theirs = socket.socketpair()
         signer = Signer(self._key, self.remote.name)
@@ -216,9 +256,11 @@ class Link:
             signing = group.create_task(signer.serve(agent_ours))
             try:
                 try:
-                    await self._open(session, agent_theirs)
+                    if not connected:
+                        await self._open(session, agent_theirs)
                 finally:
                     agent_theirs.close()
+                self._hooks.opened(channel.fileno())
                 ready.set_result(session)
                 self._set(LinkState.CONNECTED)
                 idle = group.create_task(self._idle.wait())
@@ -288,6 +330,15 @@ class Link:
         elif error is not None:
             self.status.last_error = (error.dbus_name, error.message)
         self._hooks.changed()
+
+
+@asynccontextmanager
+async def closing(channel: SeqPacket) -> AsyncIterator[SeqPacket]:
+    """The channel, closed in the end."""
+    try:
+        yield channel
+    finally:
+        channel.close()
 
 
 async def fetch_host_key(launcher: Launcher, remote: Remote, wanted: str) -> str:

@@ -16,6 +16,11 @@ from usbipsshd.signer import Key
 MAX_LINKS = 320
 
 
+def descriptor_name(remote: str) -> str:
+    """Under which name a session's control socket is kept; systemd allows no colon in it."""
+    return "session-" + remote.encode().hex()[:200]
+
+
 class LinkListener(Protocol):
     """Who is told what happens to links."""
 
@@ -32,6 +37,16 @@ class LinkListener(Protocol):
         """The connection ended by itself."""
 
 
+class SessionKeeper(Protocol):
+    """Who keeps sessions' control sockets for the process that comes after this one."""
+
+    def store(self, name: str, fd: int) -> None:
+        """Keep a descriptor."""
+
+    def unstore(self, name: str) -> None:
+        """Keep it no longer."""
+
+
 class Links:
     """Finds or makes the link to a remote."""
 
@@ -42,12 +57,14 @@ class Links:
         launcher: Launcher,
         key: Key,
         store: RemoteStore,
+        keeper: SessionKeeper,
         idle_seconds: float = IDLE_SECONDS,
     ) -> None:
         self._group = group
         self._launcher = launcher
         self._key = key
         self._store = store
+        self.keeper = keeper
         self._idle_seconds = idle_seconds
         self._links: dict[str, Link] = {}
         self._listeners: list[LinkListener] = []
@@ -69,6 +86,8 @@ class Links:
         return link
 
     def _make(self, remote: Remote) -> Link:
+        name = descriptor_name(remote.name)
+
         def told(tell: Callable[[LinkListener], None]) -> None:
             for listener in self._listeners:
                 tell(listener)
@@ -78,6 +97,8 @@ class Links:
             devices_changed=lambda: told(lambda x: x.link_devices_changed(link)),
             released=lambda busid, error: told(lambda x: x.link_released(link, busid, error)),
             lost=lambda error: told(lambda x: x.link_lost(link, error)),
+            opened=lambda fd: self.keeper.store(name, fd),
+            ended=lambda: self.keeper.unstore(name),
         )
         link = Link(
             remote,
@@ -99,6 +120,11 @@ class Links:
         link = self._links.pop(name, None)
         if link is not None:
             await link.close()
+
+    async def abandon(self) -> None:
+        """End every link without a word to its session: another process takes it over."""
+        for link in list(self._links.values()):
+            await link.abandon()
 
     async def close(self) -> None:
         """Close every link."""

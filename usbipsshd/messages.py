@@ -21,6 +21,7 @@ export   busid, vendor_id, product_id, devid, unmount             {}; fd: a conn
 release  busid, rebind                                            {}
 unbind   busid                                                    {}
 statistics busid                                                  {"received", "sent"}: bytes
+exports                                                           {"busids": [...]}: held now
 cancel   request (an id)                                          {}
 close                                                             {}; then the session ends
 ======== ======================================================== =====================
@@ -117,6 +118,12 @@ def get_busid(packet: Mapping[str, Json], name: str = "busid") -> str:
     if not is_busid(value):
         raise BadPacket(f"{name}: not a bus id")
     return value
+
+
+def get_busids(packet: Mapping[str, Json], name: str = "busids") -> list[str]:
+    """A list of bus ids; raise :exc:`BadPacket`."""
+    values = _get_list(packet, name, MAX_DEVICES)
+    return [get_busid({"busid": value}) for value in values]
 
 
 def get_object(packet: Mapping[str, Json], name: str) -> dict[str, Json]:

@@ -10,7 +10,13 @@ from usbipsshd.control import Session, SessionFailure
 from usbipsshd.device import Device, busid_key
 from usbipsshd.errors import Code
 from usbipsshd.explain import explain
-from usbipsshd.messages import BadPacket, device_from_json, get_int, get_object
+from usbipsshd.messages import (
+    BadPacket,
+    device_from_json,
+    get_busids,
+    get_int,
+    get_object,
+)
 
 LIST_SECONDS = 15.0
 EXPORT_SECONDS = 25.0
@@ -92,6 +98,13 @@ class RemoteUsb:
         with _explained(self._remote):
             reply = await self._session.request("unbind", seconds=UNBIND_SECONDS, busid=busid)
             reply.descriptors.close()
+
+    async def exports(self) -> list[str]:
+        """Bus ids of what this session exports now."""
+        with _explained(self._remote):
+            reply = await self._session.request("exports", seconds=STATISTICS_SECONDS)
+            with reply.descriptors:
+                return get_busids(reply.ok)
 
     async def statistics(self, busid: str) -> tuple[int, int]:
         """Bytes received from and sent to the device since it was exported."""

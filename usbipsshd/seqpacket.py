@@ -78,6 +78,10 @@ class SeqPacket:
         self._receiving = False
         self._waiting: set[asyncio.Future[None]] = set()
 
+    def fileno(self) -> int:
+        """The socket's descriptor; -1 once closed."""
+        return self._sock.fileno()
+
     @property
     def closed(self) -> bool:
         """Whether :meth:`close` was called."""

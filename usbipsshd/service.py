@@ -9,31 +9,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from usbipsshd.attachment import Attachment, State
 from usbipsshd.attachments import Attachments
 from usbipsshd.authority import Action
-from usbipsshd.descriptors import BadDescriptors, Summary, summarize
+from usbipsshd.chooser import Chooser, changed, summary_of
 from usbipsshd.device import Device, is_busid
 from usbipsshd.errors import Code, UsbipError
 from usbipsshd.exporter import LocalExporter
+from usbipsshd.hub import Hub
+from usbipsshd.hubs import Hubs
 from usbipsshd.launcher import Launcher
 from usbipsshd.link import Link, fetch_host_key
 from usbipsshd.links import Links
 from usbipsshd.localusb import LocalUsb
-from usbipsshd.matcher import Matcher
 from usbipsshd.pattern import Pattern
 from usbipsshd.remotes import Remote, RemoteStore, check_fingerprint, fingerprint
 from usbipsshd.remoteusb import RemoteUsb
 from usbipsshd.usbids import UsbIds
 
 log = logging.getLogger(__name__)
-
-MAX_NAMED = 8
-"""Bus ids named in one error message."""
 
 
 class Asking(Protocol):
@@ -69,10 +67,21 @@ class Listed:
 class AttachOptions:
     """Options of Attach."""
 
+    keep: bool = False
+    persist: bool = False
     unmount: bool = True
     rebind: bool = True
     expect_vendor_id: int | None = None
     expect_product_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HubOptions:
+    """Options of AttachAll."""
+
+    persist: bool = False
+    unmount: bool = True
+    rebind: bool = True
 
 
 class Service:
@@ -84,25 +93,29 @@ class Service:
         store: RemoteStore,
         links: Links,
         attachments: Attachments,
+        hubs: Hubs,
         usb: LocalUsb,
         exporter: LocalExporter,
         ids: UsbIds,
-        matcher: Matcher,
+        chooser: Chooser,
         launcher: Launcher,
     ) -> None:
         self.store = store
         self.links = links
         self.attachments = attachments
+        self.hubs = hubs
         self._usb = usb
         self._exporter = exporter
         self._ids = ids
-        self._matcher = matcher
+        self._chooser = chooser
         self._launcher = launcher
 
     async def list_local(self, pattern: str) -> list[Listed]:
         """This machine's devices that match, in tree order."""
         parsed = Pattern.parse(pattern)
-        return [self._listed("", d) for d in await self._select(parsed, self._usb.devices())]
+        return [
+            self._listed("", d) for d in await self._chooser.select(parsed, self._usb.devices())
+        ]
 
     async def list_remote(self, asking: Asking, remote: str, pattern: str) -> list[Listed]:
         """A remote's devices that match, in tree order."""
@@ -111,7 +124,9 @@ class Service:
         await asking.require(_to_connect(link.remote), {"remote": link.remote.name})
         async with link.use() as session:
             devices = await RemoteUsb(session, link.remote.name).devices()
-        return [self._listed(link.remote.name, d) for d in await self._select(parsed, devices)]
+        return [
+            self._listed(link.remote.name, d) for d in await self._chooser.select(parsed, devices)
+        ]
 
     async def attach(
         self, asking: Asking, remote: str, pattern: str, options: AttachOptions
@@ -119,75 +134,66 @@ class Service:
         """Attach the one device that matches; return when it is usable here."""
         parsed = Pattern.parse(pattern)
         link = self._link(remote)
-        await asking.require(_to_connect(link.remote), {"remote": link.remote.name}, more=True)
+        name = link.remote.name
+        await asking.require(_to_connect(link.remote), {"remote": name}, more=True)
         with link.kept():
-            device = await self._choose(link, parsed, options)
+            async with link.use() as session:
+                device = await self._chooser.one(
+                    RemoteUsb(session, name), name, parsed, self._is_free(name)
+                )
+            expected = options.expect_vendor_id in (
+                None,
+                device.vendor_id,
+            ) and options.expect_product_id in (None, device.product_id)
+            if not expected:
+                raise changed(name, device)
             details, action = self._details(link.remote, device)
-            await asking.require([action], details)
-            attachment = self.attachments.begin(
-                link, device, pattern, asking.uid, unmount=options.unmount, rebind=options.rebind
+            managing = [Action.MANAGE_REMOTES] if options.persist else []
+            await asking.require([*managing, action], details)
+            attachment = Attachment(
+                self.attachments.number(),
+                name,
+                pattern,
+                device,
+                asking.uid,
+                rebind=options.rebind,
+                unmount=options.unmount,
+                keep=options.keep or options.persist,
+                persist=options.persist,
+                input_allowed=action is Action.ATTACH_INPUT,
             )
+            self.attachments.begin(link, attachment)
         await self.attachments.usable(attachment)
         return attachment
 
-    async def _choose(self, link: Link, pattern: Pattern, options: AttachOptions) -> Device:
-        """The one device that is meant, with its descriptors."""
-        name = link.remote.name
-        async with link.use() as session:
-            usb = RemoteUsb(session, name)
-            if pattern.busid and not pattern.negated:
-                found = [await usb.describe(pattern.busid)]
-            else:
-                found = await self._select(pattern, await usb.devices())
-            chosen = self._only(name, found)
-            if self.attachments.at(name, chosen.busid) is not None:
-                raise UsbipError(
-                    Code.ALREADY_ATTACHED, f"{chosen.busid} of {name} is attached here already."
-                )
-            device = chosen if chosen.descriptors else await usb.describe(chosen.busid)
-        expected = options.expect_vendor_id in (
-            None,
-            device.vendor_id,
-        ) and options.expect_product_id in (None, device.product_id)
-        same = (device.vendor_id, device.product_id) == (chosen.vendor_id, chosen.product_id)
-        if not expected or not same:
-            raise UsbipError(
-                Code.DEVICE_CHANGED,
-                f"{device.busid} of {name} is a {device.vendor_id:04x}:{device.product_id:04x} now, "
-                "not the device that was expected; list again and choose.",
-            )
-        return self._ids.named(device)
+    def _is_free(self, remote: str) -> Callable[[Device], bool]:
+        return lambda device: self.attachments.at(remote, device.busid) is None
 
-    @staticmethod
-    def _only(name: str, matching: Sequence[Device]) -> Device:
-        found = [d for d in matching if not d.hub and not d.virtual]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise UsbipError(
-                Code.MULTIPLE_DEVICES,
-                f"On {name}, {len(found)} devices match: {_names(found)}; "
-                "choose one by its bus id.",
-            )
-        why = "no device matches"
-        if matching:
-            why = "only what is never attached matches: hubs and devices attached from elsewhere"
-        raise UsbipError(Code.DEVICE_NOT_FOUND, f"On {name}, {why}; list it to see what is there.")
+    async def attach_all(
+        self, asking: Asking, remote: str, pattern: str, options: HubOptions
+    ) -> Hub:
+        """Attach every device that matches, now and later; return when the remote is watched."""
+        Pattern.parse(pattern)
+        link = self._link(remote)
+        managing = [Action.MANAGE_REMOTES] if options.persist else []
+        actions = [*managing, *_to_connect(link.remote), Action.ATTACH_INPUT]
+        await asking.require(actions, {"remote": link.remote.name})
+        hub = Hub(
+            self.hubs.number(),
+            link.remote.name,
+            pattern,
+            asking.uid,
+            persist=options.persist,
+            unmount=options.unmount,
+            rebind=options.rebind,
+        )
+        self.hubs.begin(link, hub)
+        await self.hubs.watching(hub)
+        return hub
 
     def _details(self, remote: Remote, device: Device) -> tuple[dict[str, str], Action]:
         """What polkit's rules are told of an attach, and which action it is."""
-        try:
-            summary: Summary = summarize(device.descriptors)
-        except BadDescriptors:
-            raise UsbipError(
-                Code.DEVICE_FAILED,
-                f"{remote.name} tells nonsense about {device.busid}; it is refused.",
-            ) from None
-        if (summary.vendor_id, summary.product_id) != (device.vendor_id, device.product_id):
-            raise UsbipError(
-                Code.DEVICE_CHANGED,
-                f"{remote.name} contradicts itself about {device.busid}; it is refused.",
-            )
+        summary = summary_of(remote.name, device)
         details = {
             "remote": remote.name,
             "busid": device.busid,
@@ -201,7 +207,14 @@ class Service:
     async def detach(self, asking: Asking, attachment: Attachment) -> None:
         """Detach one device and wait until it was given back."""
         await self._may_detach(asking, attachment)
+        self.hubs.leave_alone(attachment)
         await self.attachments.detach(attachment)
+
+    async def detach_hub(self, asking: Asking, hub: Hub) -> None:
+        """Detach a hub with all that it attached."""
+        if hub.owner_uid != asking.uid:
+            await asking.require([Action.DETACH_OTHERS], {"remote": hub.remote})
+        await self.hubs.detach(hub)
 
     async def detach_target(self, asking: Asking, target: str) -> int:
         """Detach ``all``, a local bus id or ``remote/busid``; return how many."""
@@ -227,16 +240,24 @@ class Service:
 
     async def _detach_all(self, asking: Asking) -> int:
         """Everything of the caller's own, and of others what it may detach without a question."""
-        mine = [
+        hubs = [h for h in self.hubs if await self._owns(asking, h.owner_uid, h.remote, "")]
+        attachments = [
             a
             for a in self.attachments
-            if a.owner_uid == asking.uid
-            or await asking.may(Action.DETACH_OTHERS, {"remote": a.remote, "busid": a.device.busid})
+            if await self._owns(asking, a.owner_uid, a.remote, a.device.busid)
         ]
         async with asyncio.TaskGroup() as group:
-            for attachment in mine:
+            for hub in hubs:
+                group.create_task(self.hubs.detach(hub))
+            for attachment in attachments:
+                self.hubs.leave_alone(attachment)
                 group.create_task(self.attachments.detach(attachment))
-        return len(mine)
+        return len(attachments)
+
+    @staticmethod
+    async def _owns(asking: Asking, owner_uid: int, remote: str, busid: str) -> bool:
+        details = {"remote": remote, "busid": busid}
+        return owner_uid == asking.uid or await asking.may(Action.DETACH_OTHERS, details)
 
     async def _may_detach(self, asking: Asking, attachment: Attachment) -> None:
         if attachment.owner_uid != asking.uid:
@@ -270,6 +291,7 @@ class Service:
             for device in exported:
                 attachment = ours[device.busid]
                 if attachment is not None:
+                    self.hubs.leave_alone(attachment)
                     await self.attachments.detach(attachment)
                 await usb.unbind(device.busid)
         return [d.busid for d in exported]
@@ -277,7 +299,7 @@ class Service:
     async def _exported(
         self, pattern: Pattern, devices: Sequence[Device], where: str
     ) -> list[Device]:
-        found = await self._select(pattern, devices)
+        found = await self._chooser.select(pattern, devices)
         if not found and not pattern.any:
             raise UsbipError(
                 Code.DEVICE_NOT_FOUND,
@@ -297,6 +319,9 @@ class Service:
         await asking.require([Action.MANAGE_REMOTES], {"remote": name})
         self.store.check_removable(name)
         async with asyncio.TaskGroup() as group:
+            for hub in self.hubs:
+                if hub.remote == name:
+                    group.create_task(self.hubs.detach(hub))
             for attachment in self.attachments:
                 if attachment.remote == name:
                     group.create_task(self.attachments.detach(attachment))
@@ -328,9 +353,6 @@ class Service:
     def _link(self, remote: str) -> Link:
         return self.links.to(self.store.find(remote))
 
-    async def _select(self, pattern: Pattern, devices: Sequence[Device]) -> list[Device]:
-        return await self._matcher.select(pattern, [self._ids.named(d) for d in devices])
-
     def _listed(self, remote: str, device: Device) -> Listed:
         attachment = self.attachments.at(remote, device.busid) if remote else None
         if not remote:
@@ -345,8 +367,3 @@ class Service:
 def _to_connect(remote: Remote) -> list[Action]:
     """What has to be granted before a connection is made."""
     return [Action.LIST] if remote.listed else [Action.USE_UNLISTED_REMOTE, Action.LIST]
-
-
-def _names(devices: Sequence[Device]) -> str:
-    more = ", …" if len(devices) > MAX_NAMED else ""
-    return ", ".join(d.busid for d in devices[:MAX_NAMED]) + more

@@ -16,9 +16,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from usbipsshd.bus.values import BusError, Disconnected
-from usbipsshd.daemon import Daemon, Paths, Settings
-from usbipsshd.launcher import SpawnLauncher
+from usbipsshd.daemon import Daemon
+from usbipsshd.launcher import Launcher, SpawnLauncher, SystemdLauncher
+from usbipsshd.network import watch_network
 from usbipsshd.notify import Notifier
+from usbipsshd.settings import Paths, Settings
 from usbipsshd.udev import Events
 
 
@@ -50,7 +52,14 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     for name in ("sys", "control", "agent-sysfs", "folder", "tree", "session-user"):
         parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--session-socket")
+    parser.add_argument("--notify-socket", default="")
+    parser.add_argument("--stored", default="")
     arguments = parser.parse_args()
+    stored: dict[str, list[int]] = {}
+    for item in arguments.stored.split(",") if arguments.stored else ():
+        name, _, fd = item.rpartition(":")
+        stored.setdefault(name, []).append(int(fd))
     logging.basicConfig(level=logging.DEBUG, stream=sys.stderr, format="daemon: %(message)s")
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     folder, fake_sys = Path(arguments.folder), Path(arguments.sys)
@@ -59,19 +68,25 @@ def main() -> int:
         child = await asyncio.create_subprocess_exec(fake_sys / "bin/modprobe", module)
         return await child.wait() == 0
 
+    launcher: Launcher = SpawnLauncher(
+        arguments.session_user,
+        command=(
+            sys.executable, "-m", "usbipsshd.session", "--agent-sysfs", arguments.agent_sysfs,
+        ),
+        environment={"PATH": "/usr/bin:/bin", "PYTHONPATH": arguments.tree},
+    )  # fmt: skip
+    if arguments.session_socket:
+        launcher = SystemdLauncher(Path(arguments.session_socket))
     settings = Settings(
         bus_address=os.environ["DBUS_SYSTEM_BUS_ADDRESS"],
-        launcher=SpawnLauncher(
-            arguments.session_user,
-            command=(
-                sys.executable, "-m", "usbipsshd.session", "--agent-sysfs", arguments.agent_sysfs,
-            ),
-            environment={"PATH": "/usr/bin:/bin", "PYTHONPATH": arguments.tree},
-        ),
+        launcher=launcher,
         event_source=FakeUdev(Path(arguments.control)),
         modprobe=modprobe,
-        notifier=Notifier(os.environ.get("NOTIFY_SOCKET", "")),
+        notifier=Notifier(arguments.notify_socket or os.environ.get("NOTIFY_SOCKET", "")),
         now=time.time,
+        watch_network=watch_network,
+        descriptors=stored,
+        can_hand_over=bool(arguments.session_socket),
         paths=Paths(
             sys=fake_sys,
             config=folder / "etc",
@@ -82,7 +97,7 @@ def main() -> int:
     )  # fmt: skip
     try:
         asyncio.run(_run(settings, folder / "tasks"))
-    except* (BusError, Disconnected, ConnectionError) as group:
+    except* (BusError, Disconnected, OSError) as group:
         logging.error("ended: %s", group.exceptions[0])
         status = 1
     else:

@@ -94,9 +94,7 @@ def other_sshd(
         )  # fmt: skip
         stack.callback(process.wait)
         stack.callback(process.terminate)
-        wait_until(
-            lambda: process.poll() is not None or _answers(ports[-1]), "sshd does not start"
-        )
+        wait_until(lambda: process.poll() is not None or _answers(ports[-1]), "sshd does not start")
         assert process.poll() is None, (folder / "log").read_text()
         if known:
             with (w.folder / "known_hosts").open("a") as file:

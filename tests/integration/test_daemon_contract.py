@@ -35,8 +35,7 @@ def members(interface: ET.Element) -> set[tuple[object, ...]]:
         if member.tag == "annotation" or not isinstance(member.tag, str):
             continue
         args = tuple(
-            (a.get("name"), a.get("type"), a.get("direction", "in"))
-            for a in member.findall("arg")
+            (a.get("name"), a.get("type"), a.get("direction", "in")) for a in member.findall("arg")
         )
         notes = tuple(sorted((n.get("name"), n.get("value")) for n in member.findall("annotation")))
         found.add(
@@ -106,8 +105,24 @@ def test_properties_are_read_only(w: World) -> None:
 def test_what_is_not_there_is_named(w: World) -> None:
     w.refused("UnknownMethod", ALICE, "Explode")
     w.refused("UnknownInterface", 0, "ListLocal", "sa{sv}", "", "0", interface="org.x.Y")
-    w.refused("UnknownObject", ALICE, "Detach", "a{sv}", "0", path=f"{ROOT}/attachment/99", interface=ATTACHMENT)
-    w.refused("UnknownObject", ALICE, "Detach", "a{sv}", "0", path=f"{ROOT}/hub/1", interface="org.usbipssh1.Hub")
+    w.refused(
+        "UnknownObject",
+        ALICE,
+        "Detach",
+        "a{sv}",
+        "0",
+        path=f"{ROOT}/attachment/99",
+        interface=ATTACHMENT,
+    )
+    w.refused(
+        "UnknownObject",
+        ALICE,
+        "Detach",
+        "a{sv}",
+        "0",
+        path=f"{ROOT}/hub/1",
+        interface="org.usbipssh1.Hub",
+    )
     w.refused("UnknownProperty", ALICE, "Get", "ss", MANAGER, "Nonsense", interface=PROPERTIES)
     # Children of /org/usbipssh1x would be something else.
     w.refused("UnknownObject", ALICE, "GetAll", "s", MANAGER, path=f"{ROOT}x", interface=PROPERTIES)

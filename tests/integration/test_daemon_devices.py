@@ -40,9 +40,7 @@ def w(shared: World) -> Iterator[World]:
 
 def refuses(w: World, code: str, pattern: str, *options: str, says: str = "") -> str:
     count = str(len(options) // 3)
-    return w.refused(
-        code, ALICE, "Attach", "ssa{sv}", "pi", pattern, count, *options, says=says
-    )
+    return w.refused(code, ALICE, "Attach", "ssa{sv}", "pi", pattern, count, *options, says=says)
 
 
 def test_none_or_too_many(w: World) -> None:
@@ -68,7 +66,14 @@ def test_already_attached_and_not_attached(w: World) -> None:
     refuses(w, "AlreadyAttached", "2-1", says="2-1")
     refuses(w, "AlreadyAttached", "781:5581", says="pi")
     w.call(ALICE, "Detach", "sa{sv}", "pi/2-1", "0")
-    for target in (path, "pi/2-1", "pi/1-9", "4-1", "/org/usbipssh1/attachment/999", "/org/usbipssh1/hub/1"):
+    for target in (
+        path,
+        "pi/2-1",
+        "pi/1-9",
+        "4-1",
+        "/org/usbipssh1/attachment/999",
+        "/org/usbipssh1/hub/1",
+    ):
         w.refused("NotAttached", ALICE, "Detach", "sa{sv}", target, "0")
     for target in ("", "nonsense", "/", "/org/usbipssh1", "pi/", "/2-1", "pi/../2-1", "-1", "ALL"):
         w.refused("InvalidArgs", ALICE, "Detach", "sa{sv}", target, "0")
@@ -103,7 +108,12 @@ def test_a_lie_is_found_before_any_driver_sees_the_device(w: World) -> None:
         finally:
             events.close()
         # Enumerated, looked at, and let go: no interface, so no driver and no node.
-        assert [e["action"] for e in seen if e.get("devtype") == "usb_device"] == ["add", "bind", "unbind", "remove"]
+        assert [e["action"] for e in seen if e.get("devtype") == "usb_device"] == [
+            "add",
+            "bind",
+            "unbind",
+            "remove",
+        ]
         assert not [e for e in seen if e.get("devtype") == "usb_interface" or "devname" in e]
         assert "approved" in message
         w.check_clean()

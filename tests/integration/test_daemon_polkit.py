@@ -91,9 +91,7 @@ def test_what_can_type_or_carry_the_network_needs_more(w: World, busid: str) -> 
         w.pi.unplug("2-2")
         w.pi.plug(
             "2-2",
-            NETWORK.but(
-                interfaces=(ethernet.__class__(2, 6, 0, "", nodes=("net/eth#",)),)
-            ),
+            NETWORK.but(interfaces=(ethernet.__class__(2, 6, 0, "", nodes=("net/eth#",)),)),
         )
     refuses(w, BOB, busid, "attach-input")
     w.attach("1-2", BOB)
@@ -112,10 +110,21 @@ def test_only_some_remotes(w: World) -> None:
 def test_managing_remotes(w: World) -> None:
     address = ("1", "address", "s", f"127.0.0.1:{w.ssh.port}")
     fingerprint = w.fingerprint()
-    w.refused("AccessDenied", ALICE, "AddRemote", "sa{sv}", "other", *address, says="manage-remotes")
+    w.refused(
+        "AccessDenied", ALICE, "AddRemote", "sa{sv}", "other", *address, says="manage-remotes"
+    )
     w.refused("AccessDenied", BOB, "AddRemote", "sa{sv}", "mine", *address, says="manage-remotes")
     w.call(ALICE, "AddRemote", "sa{sv}", "mine", *address)
-    w.refused("AccessDenied", BOB, "TrustHostKey", "ssa{sv}", "mine", fingerprint, "0", says="manage-remotes")
+    w.refused(
+        "AccessDenied",
+        BOB,
+        "TrustHostKey",
+        "ssa{sv}",
+        "mine",
+        fingerprint,
+        "0",
+        says="manage-remotes",
+    )
     w.call(ALICE, "TrustHostKey", "ssa{sv}", "mine", fingerprint, "0")
     w.refused("AccessDenied", BOB, "RemoveRemote", "sa{sv}", "mine", "0", says="manage-remotes")
     w.refused("AccessDenied", ALICE, "RemoveRemote", "sa{sv}", "pi", "0", says="manage-remotes")

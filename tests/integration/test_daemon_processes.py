@@ -84,9 +84,7 @@ def test_a_session_has_nothing_open_that_is_not_its_own(w: World) -> None:
         if os.readlink(entry).startswith("socket:[")
     }
     sockets = subprocess.check_output(["ss", "-xaHn"], text=True)
-    peers = {
-        (m[1], m[2]) for m in re.finditer(r"\s(\d+)\s+\S+\s+(\d+)\s*$", sockets, re.MULTILINE)
-    }
+    peers = {(m[1], m[2]) for m in re.finditer(r"\s(\d+)\s+\S+\s+(\d+)\s*$", sockets, re.MULTILINE)}
     assert {a for a, b in peers if b in bus}, "ss tells who talks to the bus"
     assert not inodes & {a for a, b in peers if b in bus}
 

@@ -101,7 +101,9 @@ def test_a_login_that_is_not_root(w: World) -> None:
 def test_a_login_without_a_shell(w: World) -> None:
     users = "none:x:0:0::/root:/usr/sbin/nologin\n"
     with other_sshd(w, passwd=users) as ports, listed(w, "closed", ports[0], "none"):
-        w.refused("RemoteUnsupported", ALICE, "ListRemote", "ssa{sv}", "closed", "", "0", says="closed")
+        w.refused(
+            "RemoteUnsupported", ALICE, "ListRemote", "ssa{sv}", "closed", "", "0", says="closed"
+        )
 
 
 def test_a_user_that_is_not_there(w: World) -> None:

@@ -44,11 +44,19 @@ def test_from_adding_to_removing(w: World) -> None:
         )
         assert added == pi
         assert w.objects() == [pi]
-        values = {"Name": "pi", "Label": "Shelf", "State": "idle", "OfferedHostKey": "", "LastError": ["", ""]}
+        values = {
+            "Name": "pi",
+            "Label": "Shelf",
+            "State": "idle",
+            "OfferedHostKey": "",
+            "LastError": ["", ""],
+        }
         assert w.get_all(pi, REMOTE) == values
 
         # Nobody knows its host key yet.
-        message = w.refused("HostKeyUnknown", ALICE, "ListRemote", "ssa{sv}", "pi", "", "0", says="pi")
+        message = w.refused(
+            "HostKeyUnknown", ALICE, "ListRemote", "ssa{sv}", "pi", "", "0", says="pi"
+        )
         assert w.fingerprint() in message
         assert w.get_all(pi, REMOTE) == {
             **values,
@@ -117,7 +125,8 @@ def test_nothing_private_is_published(w: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "-oProxyCommand=x", "a b", "a/b", "../x", ".", "x" * 65, "a\nb", "\u00e9", "a@b", "a:1"]
+    "name",
+    ["", "-oProxyCommand=x", "a b", "a/b", "../x", ".", "x" * 65, "a\nb", "\u00e9", "a@b", "a:1"],
 )
 def test_names_that_are_none(w: World, name: str) -> None:
     w.refused("InvalidArgs", ALICE, "AddRemote", "sa{sv}", name, "1", "address", "s", "127.0.0.1")
@@ -142,7 +151,9 @@ def test_addresses_that_are_none(w: World) -> None:
     assert w.objects() == []
 
 
-@pytest.mark.parametrize("text", ["", "SHA256:", "MD5:aa:bb", "A" * 43, "SHA256:" + "A" * 44, "SHA256:\n" + "A" * 42])
+@pytest.mark.parametrize(
+    "text", ["", "SHA256:", "MD5:aa:bb", "A" * 43, "SHA256:" + "A" * 44, "SHA256:\n" + "A" * 42]
+)
 def test_fingerprints_that_are_none(w: World, text: str) -> None:
     with listed(w, "pi", w.ssh.port):
         w.refused("InvalidArgs", ALICE, "TrustHostKey", "ssa{sv}", "pi", text, "0", says="SHA256:")
@@ -150,7 +161,9 @@ def test_fingerprints_that_are_none(w: World, text: str) -> None:
 
 def test_remotes_that_nobody_knows(w: World) -> None:
     w.refused("UnknownRemote", ALICE, "RemoveRemote", "sa{sv}", "nothere", "0", says="nothere")
-    w.refused("UnknownRemote", ALICE, "TrustHostKey", "ssa{sv}", "nothere", WRONG, "0", says="nothere")
+    w.refused(
+        "UnknownRemote", ALICE, "TrustHostKey", "ssa{sv}", "nothere", WRONG, "0", says="nothere"
+    )
     w.refused("UnknownRemote", ALICE, "ListRemote", "ssa{sv}", "nothere", "", "0", says="nothere")
 
 
@@ -159,7 +172,9 @@ def test_a_remote_that_is_not_there(w: World) -> None:
         w.refused("ConnectionFailed", ALICE, "ListRemote", "ssa{sv}", "off", "", "0", says="off")
         w.refused("ConnectionFailed", ALICE, "Attach", "ssa{sv}", "off", "1-1", "0", says="off")
         w.refused("ConnectionFailed", ALICE, "Unbind", "ssa{sv}", "off", "1-1", "0", says="off")
-        w.refused("ConnectionFailed", ALICE, "TrustHostKey", "ssa{sv}", "off", WRONG, "0", says="off")
+        w.refused(
+            "ConnectionFailed", ALICE, "TrustHostKey", "ssa{sv}", "off", WRONG, "0", says="off"
+        )
         assert w.get(path_of("off"), REMOTE, "State") == "unreachable"
 
 

@@ -199,7 +199,9 @@ def test_an_agent_that_goes_wrong(answer: str, code: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("verb", ["bind", "connect"])
 def test_an_agent_that_ends_in_an_export(verb: str, tmp_path: Path) -> None:
-    source = HELLO + f"""
+    source = (
+        HELLO
+        + f"""
 for line in sys.stdin:
     tag, verb = line.split()[:2] if " " in line else ("", "")
     if verb == "{verb}":
@@ -207,6 +209,7 @@ for line in sys.stdin:
     if verb == "bind":
         say(f"{{tag}} dir /tmp\\n{{tag}} ok\\n")
 """
+    )
 
     async def main() -> None:
         with sshd(command=python(source, tmp_path / "shell")) as server:

@@ -22,6 +22,7 @@ from typing import Any
 from fakekernel import FakeKernel
 from integration.busfixtures import Polkit, SystemBus, polkitd, system_bus, wait_for_name
 from integration.calls import Answer, Pending, busctl_line, finished
+from integration.fakesystemd import FakeSystemd
 from integration.sessions import SESSION_UID, readable_tree
 from integration.sshd import Sshd, sshd
 
@@ -67,6 +68,7 @@ class World:
     polkit: Polkit
     daemon: subprocess.Popen[bytes] | None = None
     environment: dict[str, str] = field(default_factory=dict)
+    systemd: FakeSystemd | None = None
     run_folders: list[Path] = field(default_factory=list)
     """What is /run on the machines of :mod:`integration.otherremotes`."""
 
@@ -78,6 +80,10 @@ class World:
             "--agent-sysfs", self.pi.root, "--folder", self.folder,
             "--tree", self.tree, "--session-user", str(SESSION_UID),
         ]  # fmt: skip
+        kept: list[int] = []
+        if self.systemd is not None:
+            arguments += self.systemd.arguments()
+            kept = list(self.systemd.stored.values())
         with (self.folder / "log").open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, program, *(str(a) for a in arguments)],
@@ -90,6 +96,7 @@ class World:
                 stdin=subprocess.DEVNULL,
                 stderr=log,
                 cwd="/",
+                pass_fds=kept,
             )
 
     def start_daemon(self) -> None:
@@ -297,7 +304,9 @@ def check_refusal(answer: Answer, code: str, says: str = "") -> str:
     assert 10 < len(message) < 400, message
     assert message.isprintable(), message
     # A path, a traceback, a Python value: nothing of the inside.
-    assert not re.search(r"(^|[\s'\"(])/[a-z]|Traceback|\w+Error\b|\bNone\b|<[a-z]", message), message
+    assert not re.search(r"(^|[\s'\"(])/[a-z]|Traceback|\w+Error\b|\bNone\b|<[a-z]", message), (
+        message
+    )
     return message
 
 
@@ -308,8 +317,12 @@ def world(
     ssh_options: Sequence[str] = (),
     desk: FakeKernel | None = None,
     pi: FakeKernel | None = None,
+    with_systemd: bool = False,
 ) -> Iterator[World]:
-    """Start everything; what was started is stopped, and the log shown if the test failed."""
+    """Start everything; what was started is stopped, and the log shown if the test failed.
+
+    ``with_systemd``: sessions are started, and outlive the daemon, as under systemd.
+    """
     users = {"alice": ALICE, "bob": BOB, "carol": CAROL}
     with contextlib.ExitStack() as stack:
         bus = stack.enter_context(system_bus(users=users, groups={"lab": ("carol",)}))
@@ -321,6 +334,9 @@ def world(
         folder.chmod(0o755)
         (folder / "known_hosts").write_text("")
         made = World(bus, desk_kernel, pi_kernel, server, folder, readable_tree(), polkit)
+        if with_systemd:
+            systemd = FakeSystemd(folder, pi_kernel.root, made.tree, SESSION_UID)
+            made.systemd = stack.enter_context(systemd.running())
         try:
             made.start_daemon()
             yield made

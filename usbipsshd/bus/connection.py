@@ -20,14 +20,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from usbipsshd.bus import wire
 from usbipsshd.bus.callers import Callers
 from usbipsshd.bus.serving import Dispatch, Limits, Server
-from usbipsshd.bus.values import BusError, Disconnected
+from usbipsshd.bus.values import BusError, Disconnected, close_fds
 from usbipsshd.errors import Code, UsbipError
 
 _LOG = logging.getLogger(__name__)
@@ -37,6 +37,8 @@ _MessageType = wire.library("constants").MessageType
 
 SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
 """Where the system bus is unless DBUS_SYSTEM_BUS_ADDRESS says otherwise (D-Bus specification)."""
+
+SignalHandler = Callable[[tuple[object, ...]], None]
 
 _BUS = "org.freedesktop.DBus"
 _BUS_PATH = "/org/freedesktop/DBus"
@@ -67,6 +69,8 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
         self._reading = False
         self._writing = False
         self._pending: dict[int, asyncio.Future[Any]] = {}
+        self._came_along: dict[int, list[int]] = {}
+        self._signals: dict[tuple[str, str], tuple[str, SignalHandler]] = {}
         self._ended: asyncio.Future[str] = self._loop.create_future()
         self._sent = asyncio.Event()
         self.callers = Callers(self.call)
@@ -106,6 +110,23 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
         body = await self.call(_BUS, _BUS_PATH, _BUS, "RequestName", "su", [name, 4])
         if body != (1,):
             raise BusError(_BUS + ".Error.NameTaken", f"{name} is taken")
+
+    async def listen(
+        self, name: str, path: str, interface: str, member: str, handler: SignalHandler
+    ) -> None:
+        """Call ``handler`` with the values of each such signal from ``name``'s present owner.
+
+        Raises :exc:`BusError` if nobody owns the name. May be called again for a new owner.
+        """
+        body = await self.call(_BUS, _BUS_PATH, _BUS, "GetNameOwner", "s", [name])
+        known = (interface, member) in self._signals
+        self._signals[interface, member] = (str(body[0]), handler)
+        if not known:
+            rule = (
+                f"type='signal',sender='{name}',path='{path}',"
+                f"interface='{interface}',member='{member}'"
+            )
+            await self.call(_BUS, _BUS_PATH, _BUS, "AddMatch", "s", [rule])
 
     async def disconnected(self) -> str:
         """Wait until the connection has ended, and return why in a few words."""
@@ -217,8 +238,12 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
         body: Sequence[object] = (),
         *,
         timeout: float = 25.0,  # noqa: ASYNC109
+        fds: list[int] | None = None,
     ) -> tuple[object, ...]:
-        """Call a method and return its values; see :class:`usbipsshd.bus.values.CallFunction`."""
+        """Call a method and return its values; see :class:`usbipsshd.bus.values.CallFunction`.
+
+        Descriptors that come with the answer are closed, unless ``fds`` is there to take them.
+        """
         message = wire.Message(
             destination=destination,
             path=path,
@@ -236,6 +261,11 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
                 reply = await future
         finally:
             self._pending.pop(message.serial, None)
+            came = self._came_along.pop(message.serial, [])
+            if fds is None:
+                close_fds(came)
+            else:
+                fds.extend(came)
         if reply.message_type is _MessageType.ERROR:
             text = reply.body[0] if reply.body and isinstance(reply.body[0], str) else ""
             raise BusError(str(reply.error_name), text)
@@ -300,6 +330,7 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
         else:
             future = self._pending.pop(message.reply_serial, None)
             if future is not None and not future.done():
+                self._came_along[message.reply_serial], frame.fds = frame.fds, []
                 if problem is not None:
                     future.set_exception(BusError(problem.dbus_name, problem.message))
                 else:
@@ -316,3 +347,8 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
             if name.startswith(":") and not new:
                 self._server.left(name)
                 self.callers.left(name)
+            return
+        found = self._signals.get((str(message.interface), str(message.member)))
+        # A signal that is sent to us alone passes every rule, so the sender is looked at here.
+        if found is not None and message.sender == found[0]:
+            found[1](tuple(wire.from_wire(value) for value in message.body))

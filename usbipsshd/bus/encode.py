@@ -8,6 +8,7 @@ import re
 from usbipsshd.attachment import Attachment
 from usbipsshd.bus.values import Variant
 from usbipsshd.device import Device, Interface
+from usbipsshd.hub import Hub
 from usbipsshd.link import LinkStatus
 from usbipsshd.remotes import Remote
 from usbipsshd.service import Listed
@@ -60,8 +61,22 @@ def attachment_path(number: int) -> str:
 
 def attachment_number(path: str) -> int:
     """The number in an attachment's object path; 0 if it is no such path."""
-    match = re.fullmatch(re.escape(ATTACHMENTS) + r"([1-9][0-9]{0,8})", path, re.ASCII)
+    return _number_in(path, ATTACHMENTS)
+
+
+def _number_in(path: str, start: str) -> int:
+    match = re.fullmatch(re.escape(start) + r"([1-9][0-9]{0,8})", path, re.ASCII)
     return int(match[1]) if match else 0
+
+
+def hub_path(number: int) -> str:
+    """The object path of a hub."""
+    return f"{HUBS}{number}"
+
+
+def hub_number(path: str) -> int:
+    """The number in a hub's object path; 0 if it is no such path."""
+    return _number_in(path, HUBS)
 
 
 def remote_path(name: str) -> str:
@@ -138,13 +153,27 @@ def attachment_properties(attachment: Attachment) -> dict[str, object]:
         "LocalBusId": attachment.local_busid,
         "Port": attachment.port,
         "DeviceNodes": attachment.device_nodes,
-        "Keep": False,
-        "Persist": False,
+        "Keep": attachment.keep,
+        "Persist": attachment.persist,
         "OwnerUid": attachment.owner_uid,
-        "Hub": NO_OBJECT,
+        "Hub": hub_path(attachment.hub) if attachment.hub else NO_OBJECT,
         "AttachedAt": attachment.attached_at,
-        "RetryAt": 0,
+        "RetryAt": attachment.retry_at,
         "LastError": attachment.last_error,
+    }
+
+
+def hub_properties(hub: Hub) -> dict[str, object]:
+    """The properties of ``org.usbipssh1.Hub``."""
+    return {
+        "Remote": hub.remote,
+        "Pattern": hub.pattern,
+        "State": hub.state.value,
+        "Attachments": [attachment_path(n) for n in hub.attachments],
+        "Persist": hub.persist,
+        "OwnerUid": hub.owner_uid,
+        "RetryAt": hub.retry_at,
+        "LastError": hub.last_error,
     }
 
 

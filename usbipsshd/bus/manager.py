@@ -3,22 +3,30 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 from usbipsshd.attachment import Attachment
 from usbipsshd.authority import Action, Authority, Question
+from usbipsshd.bus.bindings import Bindings
 from usbipsshd.bus.encode import (
     ATTACHMENTS,
     HUBS,
     attachment_number,
     attachment_path,
+    hub_number,
+    hub_path,
     listed_device,
     remote_path,
 )
 from usbipsshd.bus.objects import Handler
 from usbipsshd.bus.values import Call, Caller, Variant, options
 from usbipsshd.errors import Code, UsbipError
-from usbipsshd.service import AttachOptions, Service
+from usbipsshd.hub import Hub
+from usbipsshd.journal import Happening, tell
+from usbipsshd.service import AttachOptions, HubOptions, Service
+
+log = logging.getLogger(__name__)
 
 MANAGER = "org.usbipssh1.Manager"
 ATTACHMENT = "org.usbipssh1.Attachment"
@@ -59,7 +67,21 @@ class CallerAsks:
         self, actions: Sequence[Action], details: Mapping[str, str], *, more: bool = False
     ) -> None:
         """See :meth:`usbipsshd.service.Asking.require`."""
-        await self._authority.check(self._caller, actions, details, self._question, more=more)
+        try:
+            await self._authority.check(self._caller, actions, details, self._question, more=more)
+        except UsbipError as error:
+            if error.code is Code.ACCESS_DENIED:
+                what = " ".join(a.value.removeprefix("org.usbipssh1.") for a in actions)
+                remote, busid = details.get("remote", ""), details.get("busid", "")
+                tell(
+                    log,
+                    Happening.REFUSED,
+                    f"refused uid {self.uid}: {what} on {remote or 'this machine'} {busid}".strip(),
+                    remote=remote,
+                    busid=busid,
+                    uid=self.uid,
+                )
+            raise
 
     async def may(self, action: Action, details: Mapping[str, str]) -> bool:
         """See :meth:`usbipsshd.service.Asking.may`."""
@@ -84,8 +106,9 @@ def _number(values: Mapping[str, object], name: str) -> int | None:
 class Manager:
     """Handlers for every method of the contract."""
 
-    def __init__(self, service: Service, authority: Authority) -> None:
+    def __init__(self, service: Service, authority: Authority, bindings: Bindings) -> None:
         self._service = service
+        self._bindings = bindings
         self._authority = authority
 
     def dispatch(self) -> dict[tuple[str, str], Handler]:
@@ -122,38 +145,50 @@ class Manager:
     async def _attach(self, call: Call) -> Sequence[object]:
         remote, pattern = _text(call.args[0]), _text(call.args[1])
         given = options(call.args[2], _ATTACH)
-        for name in ("keep", "persist", "bind-to-caller"):
-            if given.get(name):
-                raise UsbipError(
-                    Code.NOT_SUPPORTED, f"This version of usbipsshd cannot do {name} yet."
-                )
         attachment = await self._service.attach(
             self._asks(call),
             remote,
             pattern,
             AttachOptions(
+                keep=bool(given.get("keep")),
+                persist=bool(given.get("persist")),
                 unmount=bool(given.get("unmount", True)),
                 rebind=bool(given.get("rebind", True)),
                 expect_vendor_id=_number(given, "expect-vendor-id"),
                 expect_product_id=_number(given, "expect-product-id"),
             ),
         )
+        if given.get("bind-to-caller"):
+            self._bindings.bind(call.caller, attachment)
         return (attachment_path(attachment.number),)
 
     async def _attach_all(self, call: Call) -> Sequence[object]:
-        options(call.args[2], _ATTACH_ALL)
-        raise UsbipError(
-            Code.NOT_SUPPORTED,
-            "This version of usbipsshd attaches one device at a time; use Attach.",
+        remote, pattern = _text(call.args[0]), _text(call.args[1])
+        given = options(call.args[2], _ATTACH_ALL)
+        hub = await self._service.attach_all(
+            self._asks(call),
+            remote,
+            pattern,
+            HubOptions(
+                persist=bool(given.get("persist")),
+                unmount=bool(given.get("unmount", True)),
+                rebind=bool(given.get("rebind", True)),
+            ),
         )
+        return (hub_path(hub.number),)
 
     async def _detach(self, call: Call) -> Sequence[object]:
         target = _text(call.args[0])
         options(call.args[1], _NOTHING)
         asks = self._asks(call)
-        if target.startswith((ATTACHMENTS, HUBS)):
+        if target.startswith(ATTACHMENTS):
             await self._service.detach(asks, self._attachment(target))
             return (1,)
+        if target.startswith(HUBS):
+            hub = self._hub(target)
+            count = len(hub.attachments)
+            await self._service.detach_hub(asks, hub)
+            return (count,)
         return (await self._service.detach_target(asks, target),)
 
     def _attachment(self, path: str) -> Attachment:
@@ -161,6 +196,12 @@ class Manager:
         if attachment is None:
             raise UsbipError(Code.NOT_ATTACHED, "There is no such attachment any more.")
         return attachment
+
+    def _hub(self, path: str) -> Hub:
+        hub = self._service.hubs.get(hub_number(path))
+        if hub is None:
+            raise UsbipError(Code.NOT_ATTACHED, "There is no such hub any more.")
+        return hub
 
     async def _unbind(self, call: Call) -> Sequence[object]:
         remote, pattern = _text(call.args[0]), _text(call.args[1])
@@ -200,4 +241,5 @@ class Manager:
 
     async def _detach_hub(self, call: Call) -> Sequence[object]:
         options(call.args[0], _NOTHING)
-        raise UsbipError(Code.NOT_ATTACHED, "There is no such hub any more.")
+        await self._service.detach_hub(self._asks(call), self._hub(call.path))
+        return ()

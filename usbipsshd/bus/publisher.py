@@ -10,16 +10,22 @@ from usbipsshd.bus.encode import (
     ROOT,
     attachment_path,
     attachment_properties,
+    hub_path,
+    hub_properties,
     remote_path,
     remote_properties,
 )
-from usbipsshd.bus.manager import ATTACHMENT, MANAGER, REMOTE
+from usbipsshd.bus.manager import ATTACHMENT, HUB, MANAGER, REMOTE
 from usbipsshd.bus.objects import ObjectTree
 from usbipsshd.errors import UsbipError
+from usbipsshd.hub import Hub
+from usbipsshd.hubs import Hubs
 from usbipsshd.link import Link, LinkStatus
 from usbipsshd.links import Links
 from usbipsshd.remotes import RemoteStore
 from usbipsshd.vhci import Vhci
+
+_CONSTANT = frozenset({"Remote", "Pattern", "OwnerUid", "Hub"})
 
 
 class Publisher:
@@ -31,6 +37,7 @@ class Publisher:
         *,
         links: Links,
         attachments: Attachments,
+        hubs: Hubs,
         store: RemoteStore,
         vhci: Vhci,
         public_key: str,
@@ -52,6 +59,7 @@ class Publisher:
         )
         links.listen(self)
         attachments.listen(self)
+        hubs.listen(self)
         self.remotes_changed()
 
     def look(self) -> None:
@@ -101,12 +109,23 @@ class Publisher:
     def attachment_changed(self, attachment: Attachment) -> None:
         """See :class:`usbipsshd.attachments.AttachmentListener`."""
         values = attachment_properties(attachment)
-        changing = {
-            name: values[name]
-            for name in ("State", "LocalBusId", "Port", "DeviceNodes", "AttachedAt", "LastError")
-        }
+        changing = {n: v for n, v in values.items() if n not in _CONSTANT}
         self._tree.change(attachment_path(attachment.number), ATTACHMENT, **changing)
         self.look()
+
+    def hub_added(self, hub: Hub) -> None:
+        """See :class:`usbipsshd.hubs.HubListener`."""
+        self._tree.add(hub_path(hub.number), {HUB: hub_properties(hub)})
+
+    def hub_changed(self, hub: Hub) -> None:
+        """See :class:`usbipsshd.hubs.HubListener`."""
+        values = hub_properties(hub)
+        changing = {n: values[n] for n in ("State", "Attachments", "RetryAt", "LastError")}
+        self._tree.change(hub_path(hub.number), HUB, **changing)
+
+    def hub_removed(self, hub: Hub) -> None:
+        """See :class:`usbipsshd.hubs.HubListener`."""
+        self._tree.remove(hub_path(hub.number))
 
     def attachment_removed(self, attachment: Attachment) -> None:
         """See :class:`usbipsshd.attachments.AttachmentListener`."""

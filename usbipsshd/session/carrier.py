@@ -88,7 +88,11 @@ class SshCarrier:
         self.connector = TCP_CONNECTOR
         self._listener = await self._ssh.create_server(
             lambda _host, _port: self._accept(),
-            "127.0.0.1", 0, encoding=None, window=WINDOW, max_pktsize=MAX_PACKET_SIZE,
+            "127.0.0.1",
+            0,
+            encoding=None,
+            window=WINDOW,
+            max_pktsize=MAX_PACKET_SIZE,
         )
         self.address = str(self._listener.get_port())
 

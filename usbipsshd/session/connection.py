@@ -147,9 +147,7 @@ async def _dial(target: Target, limit: float) -> socket.socket:
     end = loop.time() + limit
     addresses = await _resolve(target.host, target.port)
     failure: OSError | None = None
-    for left, (family, address) in zip(
-        range(len(addresses), 0, -1), addresses, strict=True
-    ):
+    for left, (family, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
         sock: socket.socket | None = None
         try:
             sock = socket.socket(family, socket.SOCK_STREAM)

@@ -102,7 +102,10 @@ class Exports:
             async with asyncio.timeout(EXPORT_LIMIT):
                 folder = await ask(
                     self._agent.bind(
-                        wanted.busid, wanted.vendor_id, wanted.product_id, wanted.devid,
+                        wanted.busid,
+                        wanted.vendor_id,
+                        wanted.product_id,
+                        wanted.devid,
                         unmount=wanted.unmount,
                     )
                 )

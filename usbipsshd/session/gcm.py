@@ -40,9 +40,13 @@ class _Kept:
         self._lib = lib
         self._context = ctypes.c_void_p(lib.EVP_CIPHER_CTX_new())
         cipher = lib.EVP_aes_128_gcm() if len(key) == 16 else lib.EVP_aes_256_gcm()
-        if not self._context or lib.EVP_CipherInit_ex(
-            self._context, ctypes.c_void_p(cipher), None, key, None, int(encrypt)
-        ) != 1:
+        if (
+            not self._context
+            or lib.EVP_CipherInit_ex(
+                self._context, ctypes.c_void_p(cipher), None, key, None, int(encrypt)
+            )
+            != 1
+        ):
             raise OSError("OpenSSL has no AES-GCM")
         self._length = ctypes.c_int()
         self._length_at = ctypes.byref(self._length)
@@ -65,9 +69,8 @@ class _Kept:
         lib, context, length_at = self._lib, self._context, self._length_at
         if (
             lib.EVP_CipherInit_ex(context, None, None, None, nonce, -1) != 1
-            or lib.EVP_CipherUpdate(
-                context, None, length_at, associated_data, len(associated_data)
-            ) != 1
+            or lib.EVP_CipherUpdate(context, None, length_at, associated_data, len(associated_data))
+            != 1
             or lib.EVP_CipherUpdate(context, self._text_at, length_at, data, size) != 1
             or self._length.value != size
         ):
@@ -81,7 +84,8 @@ class _Kept:
             lib.EVP_CipherFinal_ex(context, self._tag, self._length_at) != 1
             or lib.EVP_CIPHER_CTX_ctrl(
                 context, _GET_TAG, TAG_SIZE, ctypes.addressof(out) + 4 + size
-            ) != 1
+            )
+            != 1
         ):
             raise OSError("OpenSSL failed")
         ctypes.memmove(out, header, 4)
@@ -136,9 +140,7 @@ def load_openssl() -> ctypes.CDLL | None:
     return None
 
 
-_LIBRARY = (
-    load_openssl() if int(cryptography.__version__.split(".")[0]) < _SLOW_BEFORE else None
-)
+_LIBRARY = load_openssl() if int(cryptography.__version__.split(".")[0]) < _SLOW_BEFORE else None
 
 
 def make_aead(key: bytes, *, encrypt: bool) -> Aead:
@@ -187,9 +189,7 @@ class PacketGcm(Encryption):
         sealed = self.seal(header, packet)
         return sealed[:-TAG_SIZE], sealed[-TAG_SIZE:]
 
-    def decrypt_header(
-        self, seq: int, first_block: bytes, header_len: int
-    ) -> tuple[bytes, bytes]:
+    def decrypt_header(self, seq: int, first_block: bytes, header_len: int) -> tuple[bytes, bytes]:
         """As asyncssh's own: the length is not encrypted."""
         return first_block, first_block[:header_len]
 

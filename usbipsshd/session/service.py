@@ -236,9 +236,7 @@ class Session:
         failure = remote.connection.failure() if lost.done() else ended.result()
         log.info("the connection is gone: %s", failure)
         self._gone = failure
-        await self._send(
-            {"event": "closed", "error": error_to_json(failure.code, failure.detail)}
-        )
+        await self._send({"event": "closed", "error": error_to_json(failure.code, failure.detail)})
         self.stop()
 
     async def _tell_released(self, busid: str, failure: Failure | None) -> None:

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The parts of the root process, put together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+
+from usbipsshd.attachments import Attachments
+from usbipsshd.bus.objects import ObjectTree
+from usbipsshd.bus.publisher import Publisher
+from usbipsshd.chooser import Chooser
+from usbipsshd.exporter import LocalExporter
+from usbipsshd.hold import Hold
+from usbipsshd.hubs import Hubs
+from usbipsshd.importer import Importer
+from usbipsshd.links import Links
+from usbipsshd.localusb import LocalUsb
+from usbipsshd.matcher import Matcher
+from usbipsshd.memory import Memory
+from usbipsshd.remotes import RemoteStore
+from usbipsshd.service import Service
+from usbipsshd.settings import Settings
+from usbipsshd.signer import Key
+from usbipsshd.takeover import TakeOver
+from usbipsshd.udev import Events
+from usbipsshd.usbids import UsbIds
+from usbipsshd.vhci import Vhci
+
+log = logging.getLogger(__name__)
+
+CLOSE_SECONDS = 60.0
+
+
+class Parts:
+    """Everything but the bus. Tasks run in ``group``."""
+
+    def __init__(
+        self, settings: Settings, group: asyncio.TaskGroup, events: Events, key: Key, vhci: Vhci
+    ) -> None:
+        paths = settings.paths
+        usb, ids = LocalUsb(paths.sys), UsbIds()
+        chooser = Chooser(Matcher(), ids)
+        hold = Hold(paths.sys, paths.run / "authorized_default.json")
+        hold.recover()
+        self._group = group
+        self._events = events
+        self._key = key
+        self._vhci = vhci
+        self._store = RemoteStore(paths.config, paths.state, paths.known_hosts)
+        self._store.load()
+        self._memory = Memory(paths.run, paths.state)
+        self._importer = Importer(vhci, usb, hold, events, settings.modprobe)
+        self._links = Links(
+            group=group,
+            launcher=settings.launcher,
+            key=key,
+            store=self._store,
+            keeper=settings.notifier,
+        )
+        self.attachments = Attachments(
+            group=group,
+            importer=self._importer,
+            chooser=chooser,
+            events=events,
+            now=settings.now,
+        )
+        self._hubs = Hubs(
+            group=group, attachments=self.attachments, chooser=chooser, now=settings.now
+        )
+        self._links.listen(self.attachments)
+        self._links.listen(self._hubs)
+        self.attachments.listen(self._hubs)
+        self.service = Service(
+            store=self._store,
+            links=self._links,
+            attachments=self.attachments,
+            hubs=self._hubs,
+            usb=usb,
+            exporter=LocalExporter(paths.sys, usb, events),
+            ids=ids,
+            chooser=chooser,
+            launcher=settings.launcher,
+        )
+
+    def publish(self, tree: ObjectTree) -> None:
+        """Show everything on the bus, now and whenever it changes."""
+        publisher = Publisher(
+            tree,
+            links=self._links,
+            attachments=self.attachments,
+            hubs=self._hubs,
+            store=self._store,
+            vhci=self._vhci,
+            public_key=self._key.line,
+        )
+        self._events.listen(publisher.look)
+        self._store.listen(publisher.remotes_changed)
+
+    def remember(self, descriptors: Mapping[str, Sequence[int]]) -> None:
+        """Go on with what an earlier process was doing; ``descriptors`` are sessions it left."""
+        remembered = self._memory.recall()
+        take_over = TakeOver(
+            store=self._store,
+            links=self._links,
+            attachments=self.attachments,
+            hubs=self._hubs,
+            importer=self._importer,
+            group=self._group,
+        )
+        take_over.run(remembered, descriptors)
+        self._memory.watch(self.attachments, self._hubs)
+
+    def good_news(self) -> None:
+        """The network has changed: who waits tries now."""
+        self.attachments.poke()
+        self._hubs.poke()
+
+    async def sleep(self) -> None:
+        """Give everything back before the machine sleeps."""
+        self._hubs.sleep()
+        await self.attachments.sleep()
+        await self._links.close()
+
+    def wake(self) -> None:
+        """The machine is awake again: everything comes back."""
+        self.attachments.wake()
+        self._hubs.wake()
+
+    async def hand_over(self) -> None:
+        """Leave everything attached for the process that comes after this one."""
+        self._memory.freeze()
+        await self._hubs.abandon()
+        await self.attachments.abandon()
+        await self._links.abandon()
+
+    async def give_everything_back(self) -> None:
+        """Detach everything; what persists is remembered for the next start."""
+        self._memory.keep_persistent()
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._hubs.close()
+                await self.attachments.close()
+                await self._links.close()
+        except TimeoutError:
+            log.warning("not everything could be given back in time")
+        self._memory.clear()
