@@ -14,13 +14,14 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-from bench import relay, session_cost  # noqa: E402
+from bench import daemon_cost, relay, session_cost  # noqa: E402
 from bench.table import Row, show  # noqa: E402
 
 MEASUREMENTS: tuple[Callable[[], list[Row]], ...] = (
     relay.bulk,
     relay.round_trip,
     session_cost.start_and_memory,
+    daemon_cost.list_remote_and_memory,
 )
 
 

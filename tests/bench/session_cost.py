@@ -18,7 +18,7 @@ STUB = Path(__file__).parents[1] / "integration" / "stubremote.py"
 ROUNDS = 5
 
 
-def _memory(pid: int) -> tuple[float, float]:
+def memory(pid: int) -> tuple[float, float]:
     """Resident and proportional set size in MB (proc(5), smaps_rollup)."""
     found = {}
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
@@ -52,7 +52,7 @@ async def _measure() -> list[Row]:
                 start = time.perf_counter()
                 await running.rows("list", busid="", descriptors=False)
                 lists.append((time.perf_counter() - start) * 1e3)
-                rss, pss = _memory(running.process.pid)
+                rss, pss = memory(running.process.pid)
     base = min(fresh)
     return [
         Row("session process, until it answers", min(starts), "ms"),

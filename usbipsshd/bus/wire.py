@@ -14,6 +14,7 @@ import io
 import re
 import socket
 import struct
+import sys
 import typing
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
@@ -23,6 +24,10 @@ from typing import Any
 if not hasattr(typing, "no_type_check_decorator"):
     # Python 3.15 drops it; dbus-next's service module only needs the name.
     setattr(typing, "no_type_check_decorator", lambda decorator: decorator)  # noqa: B010
+
+if "gi" not in sys.modules:
+    # dbus-next imports GLib where it finds it, 3 MB that are of no use here; it can do without.
+    sys.modules["gi"] = None  # type: ignore[assignment]
 
 from usbipsshd.bus.values import Variant, close_fds
 
