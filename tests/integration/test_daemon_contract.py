@@ -104,7 +104,10 @@ def test_properties_are_read_only(w: World) -> None:
 
 def test_what_is_not_there_is_named(w: World) -> None:
     w.refused("UnknownMethod", ALICE, "Explode")
-    w.refused("UnknownInterface", 0, "ListLocal", "sa{sv}", "", "0", interface="org.x.Y")
+    # Only the root object has it.
+    manager = "org.freedesktop.DBus.ObjectManager"
+    path = w.attachments()[0]
+    w.refused("UnknownInterface", 0, "GetManagedObjects", path=path, interface=manager)
     w.refused(
         "UnknownObject",
         ALICE,

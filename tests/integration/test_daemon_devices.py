@@ -177,13 +177,6 @@ def test_names_are_used_up_there(w: World) -> None:
         w.pi.unplug(name)
 
 
-def test_what_this_version_cannot_do(w: World) -> None:
-    for option in ("keep", "persist", "bind-to-caller"):
-        refuses(w, "NotSupported", "2-1", option, "b", "true", says=option)
-    w.refused("NotSupported", ALICE, "AttachAll", "ssa{sv}", "pi", "", "0")
-    w.attach("2-1", ALICE, "pi", "keep", "b", "false", "persist", "b", "false")
-
-
 def test_no_free_port() -> None:
     with world(desk=FakeKernel(controllers=1, ports=1)) as w:
         w.pi.plug("1-1", KEYBOARD)

@@ -67,7 +67,7 @@ def test_a_session_has_nothing_open_that_is_not_its_own(w: World) -> None:
     (pid,) = w.sessions()
     opened = {}
     for entry in Path(f"/proc/{pid}/fd").iterdir():
-        opened[int(entry.name)] = os.readlink(entry)
+        opened[int(entry.name)] = str(entry.readlink())
     assert opened[0] == "/dev/null"
     strange = [
         path
@@ -79,9 +79,9 @@ def test_a_session_has_nothing_open_that_is_not_its_own(w: World) -> None:
     # None of its sockets is one that leads to the bus.
     inodes = {path[8:-1] for path in opened.values() if path.startswith("socket:[")}
     bus = {
-        os.readlink(entry)[8:-1]
+        str(entry.readlink())[8:-1]
         for entry in Path(f"/proc/{w.bus.pid}/fd").iterdir()
-        if os.readlink(entry).startswith("socket:[")
+        if str(entry.readlink()).startswith("socket:[")
     }
     sockets = subprocess.check_output(["ss", "-xaHn"], text=True)
     peers = {(m[1], m[2]) for m in re.finditer(r"\s(\d+)\s+\S+\s+(\d+)\s*$", sockets, re.MULTILINE)}

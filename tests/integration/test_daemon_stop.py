@@ -9,7 +9,18 @@ from collections.abc import Iterator
 
 import pytest
 from fakekernel import KEYBOARD, SERIAL_ADAPTER, STICK
-from integration.world import ALICE, ATTACHMENT, BOB, ERROR, MANAGER, REMOTE, ROOT, World, wait_until, world
+from integration.world import (
+    ALICE,
+    ATTACHMENT,
+    BOB,
+    ERROR,
+    MANAGER,
+    REMOTE,
+    ROOT,
+    World,
+    wait_until,
+    world,
+)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +89,22 @@ def test_a_bus_that_was_held_is_let_go_by_the_next_daemon(w: World) -> None:
 
 def test_what_is_kept(w: World) -> None:
     key = w.get(ROOT, MANAGER, "PublicKey")
-    w.call(ALICE, "AddRemote", "sa{sv}", "second", "3", "address", "s", "x@h:7", "sudo", "b", "true", "label", "s", "L")
+    w.call(
+        ALICE,
+        "AddRemote",
+        "sa{sv}",
+        "second",
+        "3",
+        "address",
+        "s",
+        "x@h:7",
+        "sudo",
+        "b",
+        "true",
+        "label",
+        "s",
+        "L",
+    )
     before = w.objects()
     w.attach("2-1")
     assert w.stop_daemon() == 0
@@ -89,7 +115,9 @@ def test_what_is_kept(w: World) -> None:
     assert (w.folder / "state").stat().st_mode & 0o7777 == 0o700
     config = w.folder / "etc/remotes.d"
     config.mkdir(parents=True)
-    (config / "byhand.toml").write_text(f'address = "root@127.0.0.1:{w.ssh.port}"\nlabel = "By hand"\n')
+    (config / "byhand.toml").write_text(
+        f'address = "root@127.0.0.1:{w.ssh.port}"\nlabel = "By hand"\n'
+    )
     (config / "broken.toml").write_text("address = [\n")
     (config / "-oX.toml").write_text("")
     (w.folder / "state/remotes.d/damaged.toml").write_bytes(b"\xff\x00")
