@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import socket
 import stat
 from collections.abc import Awaitable, Callable
@@ -30,6 +31,7 @@ LOOK_SECONDS = 0.25
 """How often to look when no notice comes."""
 
 _HAS_NODES = frozenset({0x03, 0x08})
+_GENERIC = re.compile(r"sg\d+").fullmatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +194,8 @@ class Importer:
                 raise self._vanished()
             device = self.usb.device(busid)
             interfaces = device.interfaces if device is not None else ()
-            have = {i.number for i in interfaces if i.nodes}
+            # A disk's generic node is there first, its own only once the disk was looked at.
+            have = {i.number for i in interfaces if any(not _GENERIC(n) for n in i.nodes)}
             if interfaces and wanted <= have:
                 return
             await self._events.wait(LOOK_SECONDS)

@@ -143,6 +143,21 @@ def test_the_approved_device_is_usable_when_attach_returns(machine: Machine, fd:
     run(main())
 
 
+def test_a_stick_is_usable_only_with_its_disk(machine: Machine, fd: int) -> None:
+    generic = replace(ARRIVED, interfaces=(replace(STICK.interfaces[0], nodes=("sg0",)),))
+
+    async def main() -> None:
+        importer, _ = machine.importer(
+            lambda: machine.arrives(ARRIVED),
+            lambda: machine.binds(generic),
+            lambda: machine.binds(ARRIVED),
+        )
+        await importer.attach(fd, STICK, machine.take)
+        assert importer.nodes("4-1") == ["/dev/sda", "/dev/sg0"]
+
+    run(main())
+
+
 def test_no_driver_sees_a_device_before_it_was_looked_at(machine: Machine, fd: int) -> None:
     seen: list[tuple[str, str]] = []
 
