@@ -2,9 +2,9 @@
 """A forced command: runs the real agent, and spoils what it says from some point on.
 
 ``badremote.py MODE POINT``. POINT is ``COUNT:REGEX``: the first line that matches after COUNT
-requests were answered with ok. From that line on MODE is: ``cut`` (the connection ends), ``hang``
-(nothing more is said), ``noise`` (other bytes), ``wrong`` (the line's tag is another one), ``flood`` (a line
-without an end). ``instead`` says POINT in place of the agent.
+requests were answered with ok. From that line on MODE is: ``cut`` (the connection ends),
+``hang`` (nothing more is said), ``noise`` (other bytes), ``wrong`` (the line's tag is another
+one), ``flood`` (a line without an end). ``instead`` says POINT in place of the agent.
 """
 
 from __future__ import annotations

@@ -38,9 +38,9 @@ def other_sshd(
 ) -> Iterator[list[int]]:
     """Run another sshd that lets the daemon in; its ports. Its /run is its own.
 
-    Programs in ``hide`` are not there, ``passwd`` are lines for the list of users. It has a port for each
-    forced command in ``forced``, and one where there is none. Its host key is that of ``w``'s sshd unless
-    ``own_key``, and that one is known for it if ``known``.
+    Programs in ``hide`` are not there, ``passwd`` are lines for the list of users. It has a port
+    for each forced command in ``forced``, and one where there is none. Its host key is that of
+    ``w``'s sshd unless ``own_key``, and that one is known for it if ``known``.
     """
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sshd-")))

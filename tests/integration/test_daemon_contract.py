@@ -127,8 +127,9 @@ def test_what_is_not_there_is_named(w: World) -> None:
         interface="org.usbipssh1.Hub",
     )
     w.refused("UnknownProperty", ALICE, "Get", "ss", MANAGER, "Nonsense", interface=PROPERTIES)
-    # Children of /org/usbipssh1x would be something else.
-    w.refused("UnknownObject", ALICE, "GetAll", "s", MANAGER, path=f"{ROOT}x", interface=PROPERTIES)
+    # This is no child of it.
+    other = f"{ROOT}x"
+    w.refused("UnknownObject", ALICE, "GetAll", "s", MANAGER, path=other, interface=PROPERTIES)
 
 
 def test_others_do_not_get_the_name(w: World) -> None:

@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from fakekernel import HUB, KEYBOARD, SERIAL_ADAPTER, STICK, FakeInterface, FakeKernel
 from integration.otherremotes import listed, other_sshd
 from integration.world import ALICE, ATTACHMENT, BOB, World, world
 
-OPERATIONS = ("match_busid", "bind", "unbind", "probe", "rebind", "sockfd", "attach", "detach", "enumerate", "authorize")  # fmt: skip
+OPERATIONS = (
+    "match_busid", "bind", "unbind", "probe", "rebind", "sockfd", "attach", "detach", "enumerate",
+    "authorize",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +106,7 @@ def test_a_lie_is_found_before_any_driver_sees_the_device(w: World) -> None:
         try:
             message = refuses(w, "DeviceChanged", "2-1")
             w.desk.wait(lambda s: not s["ports"])
-            seen = []
+            seen: list[dict[str, Any]] = []
             while not seen or seen[-1]["action"] != "remove":
                 seen.append(events.next())
         finally:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Remotes that print nonsense, hang, or close at any point: a named error in time, and nothing left."""
+"""Remotes that print nonsense, hang, or close at any point: a named error, and nothing left."""
 
 from __future__ import annotations
 

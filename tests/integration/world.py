@@ -42,6 +42,10 @@ STANDARD_CODES = frozenset(
     }
 )  # fmt: skip
 
+Pids = list[int]
+Names = list[str]
+"""Under other names, for World has a list of its own."""
+
 ALICE, BOB, CAROL = 61001, 61002, 61003
 """Alice may do everything, Bob nothing, Carol would be asked."""
 
@@ -243,7 +247,7 @@ class World:
             left = [str(p) for p in folder.glob("usbipssh.*")]
             assert not left, left
 
-    def agents(self) -> list[int]:
+    def agents(self) -> Pids:
         """Pids of the agents on the exporting machine."""
         return [
             pid
@@ -251,7 +255,7 @@ class World:
             if b"usbipssh-agent" in words and os.fsencode(self.pi.root) in words
         ]
 
-    def sessions(self) -> list[int]:
+    def sessions(self) -> Pids:
         """Pids of the daemon's session processes."""
         return [
             pid
@@ -261,14 +265,14 @@ class World:
             and not words[0].endswith(b"setpriv")
         ]
 
-    def tasks(self) -> list[str]:
+    def tasks(self) -> Names:
         """Names of the daemon's tasks that run now."""
         assert self.daemon is not None
         fifo = self.folder / "tasks"
         if not fifo.exists():
             os.mkfifo(fifo)
         self.daemon.send_signal(signal.SIGUSR1)
-        found: list[str] = json.loads(fifo.read_text())
+        found: Names = json.loads(fifo.read_text())
         return found
 
     def descriptors(self) -> int:
