@@ -14,7 +14,7 @@ from typing import Any
 
 from fakekernel.devices import FakeDevice
 from fakekernel.nodes import NodeNumbers, build_nodes
-from fakekernel.tree import Folder, relative, text
+from fakekernel.tree import File, Folder, relative, text
 
 DRIVERS = ("usb", "hub", "usb-storage", "usbhid", "usbserial", "btusb", "r8152")
 
@@ -42,6 +42,8 @@ class Bus:
     authorized_default: bool = True
     next_devnum: int = 2
     virtual: bool = False
+    node: File = field(default_factory=File)
+    """The root hub's node, as below /dev/bus/usb."""
 
 
 @dataclass
@@ -54,6 +56,9 @@ class Plugged:
     devnum: int
     path: str
     folder: Folder
+    node: File = field(default_factory=File)
+    parent_node: File | None = None
+    """The node of the hub that it is plugged into, where that is no root hub."""
     driver: str = ""
     authorized: bool = True
     names: list[str] = field(default_factory=list)
@@ -79,7 +84,7 @@ class Machine:
         self.missing_modules: set[str] = set()
         self.loaders: dict[str, Callable[[], None]] = {}
         self.probes: list[Callable[[Plugged], bool]] = []
-        """Drivers that are asked before the ordinary one, as usbip-host is."""
+        """Drivers that may be bound by hand, as usbip-host is; the ordinary one comes first."""
         self.on_unplug: list[Callable[[Plugged], None]] = []
         self.on_unbind: list[Callable[[Plugged], None]] = []
         self._faults: dict[str, list[Any]] = {}
@@ -182,6 +187,7 @@ class Machine:
         folder = self.root.folder(path)
         bus = Bus(number, path, speed, folder, serial, virtual=virtual)
         self.buses[number] = bus
+        bus.node = self._add_node(number, 1)
         for attribute, value in (
             ("idVendor", "1d6b"),
             ("idProduct", "0003" if speed == "5000" else "0002"),
@@ -242,11 +248,24 @@ class Machine:
             device = Plugged(busid, bus, description, bus.next_devnum, path, self.root.folder(path))
             bus.next_devnum += 1
             device.authorized = bus.authorized_default
+            if parent:
+                device.parent_node = self.devices[parent].node
+            device.node = self._add_node(number, device.devnum)
             self.devices[busid] = device
             self._show_device(device)
             self.emit("add", path, "usb", devtype="usb_device", busid=busid)
             self.probe(device)
             return device
+
+    def _add_node(self, busnum: int, devnum: int) -> File:
+        folder = self.root.folder(f"/fake/usb/{busnum:03d}")
+        folder.attribute(f"{devnum:03d}", b"")
+        node = folder.children[f"{devnum:03d}"]
+        assert isinstance(node, File)
+        return node
+
+    def _remove_node(self, device: Plugged) -> None:
+        self.root.folder(f"/fake/usb/{device.bus.number:03d}").remove(f"{device.devnum:03d}")
 
     def _show_device(self, device: Plugged) -> None:
         d = device.description
@@ -303,6 +322,7 @@ class Machine:
             self.drop_driver(device)
             del self.devices[busid]
             self.root.folder("/bus/usb/devices").remove(busid)
+            self._remove_node(device)
             parent, _, name = device.path.rpartition("/")
             self.root.folder(parent).remove(name)
             self.emit("remove", device.path, "usb", devtype="usb_device", busid=busid)
@@ -310,13 +330,10 @@ class Machine:
     # --- drivers -------------------------------------------------------------------------
 
     def probe(self, device: Plugged) -> None:
-        """Let drivers look at a device that has none."""
+        """Let the ordinary driver take a device that has none, as its coming before all others does."""
         with self.lock:
             if device.driver:
                 return
-            for ask in self.probes:
-                if ask(device):
-                    return
             self.set_driver(device, "usb")
 
     def set_driver(self, device: Plugged, name: str) -> None:

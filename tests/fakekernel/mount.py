@@ -99,6 +99,8 @@ class Mount(fuse.Operations):  # type: ignore[misc]
                 raise fuse.FuseOSError(errno.EACCES)
             with self._lock:
                 shown = node.show()
+        with self._lock:
+            node.users += 1
         number = next(self._numbers)
         self._open[number] = (node, shown)
         return number
@@ -120,7 +122,9 @@ class Mount(fuse.Operations):  # type: ignore[misc]
 
     def release(self, path: str, fh: int) -> None:
         """Forget an open file."""
-        self._open.pop(fh, None)
+        node, _ = self._open.pop(fh)
+        with self._lock:
+            node.users -= 1
 
     def access(self, path: str, amode: int) -> int:
         """Answer access(2): writable where the attribute is."""

@@ -92,6 +92,7 @@ class Control:
                     for busid, d in machine.devices.items()
                 },
                 "matched": self._host.matched,
+                "parked": self._host.parked,
                 "bound": sorted(self._host.status),
                 "connected": sorted(self._host.wires),
                 "received": {b: w.bytes_received for b, w in self._host.wires.items()},

@@ -26,6 +26,8 @@ class File:
     show: Show | None = None
     store: Store | None = None
     mode: int = 0o444
+    users: int = 0
+    """How many have it open."""
 
 
 @dataclass

@@ -22,9 +22,11 @@ AVAILABLE, USED, ERROR = 1, 2, 3
 
 @dataclass
 class _Name:
-    """A row of the kernel's table. A name that was added and never bound can't be deleted."""
+    """A row of the kernel's table."""
 
-    state: str = "added"  # added, bound, removed
+    state: str = "added"  # other, added, bound, removed
+    device: Plugged | None = None
+    """What was bound under the name last: a pointer that holds no reference."""
 
 
 class UsbipHost:
@@ -67,22 +69,25 @@ class UsbipHost:
             if data.startswith(b"add "):
                 if row is None and len(self._names) >= MAX_NAMES:
                     raise fault(errno.ENOMEM)
-                self._names.setdefault(name, _Name())
+                self._names.setdefault(name, _Name())  # whatever state it is in
             elif data.startswith(b"del "):
                 if row is None:
                     raise fault(errno.ENODEV)
-                if row.state == "bound":
+                if row.state == "other":
+                    del self._names[name]
+                elif row.state == "bound":
                     row.state = "removed"
             else:
                 raise fault(errno.EINVAL)
 
     def _probe(self, device: Plugged) -> bool:
         row = self._names.get(device.busid.encode())
-        if row is None or row.state == "removed":
+        if row is None or row.state in ("removed", "other"):
             return False
         if device.description.class_ == 9 or device.bus.virtual:
             return False
         row.state = "bound"
+        row.device = device
         self.status[device.busid] = AVAILABLE
         folder: Folder = device.folder
         busid = device.busid
@@ -103,29 +108,50 @@ class UsbipHost:
         if wire is not None:
             wire.end()
         row = self._names.get(busid.encode())
-        if row is not None and row.state == "bound":
+        if row is None:
+            self._machine.crashes.append(f"BUG: {busid} was bound without its name")
+        elif row.state == "bound":
             row.state = "added"
-        else:
-            self._names.pop(busid.encode(), None)
 
     def note_unbind(self, device: Plugged) -> None:
         """Record what would crash a real kernel."""
         if device.driver == "usbip-host" and self.status.get(device.busid) == USED:
             self._machine.crashes.append(f"unbind of {device.busid} while it was in use")
 
+    def _in_memory(self, device: Plugged) -> bool:
+        """Whether the device is plugged in, or held by somebody who has its node open."""
+        parent = device.busid.rpartition(".")[0]
+        there = self._machine.devices.get(device.busid) is device
+        above = device.bus.node if not parent else device.parent_node
+        return there or bool(device.node.users and above is not None and above.users)
+
     def _rebind(self, data: bytes, _: int) -> None:
-        self._machine.passing("rebind", data.decode("utf-8", "backslashreplace"))
-        with self._machine.lock:
-            if data not in self._names:
+        machine = self._machine
+        with machine.lock:
+            row = self._names.get(data)
+            if row is None:
                 raise fault(errno.ENODEV)
-            device = self._machine.devices.get(data.decode())
+            row.state = "other"
+            device = row.device
             if device is None:
-                self._machine.crashes.append(f"rebind of {data!r}, which is gone")
-                raise fault(errno.ENODEV)
-            if device.driver == "usbip-host":
-                self._machine.crashes.append(f"rebind of {data!r}, which is still exported")
-            del self._names[data]
-            self._machine.probe(device)
+                machine.crashes.append(f"rebind of {data!r}, which was never bound")
+                raise fault(errno.EFAULT)
+            if not self._in_memory(device):
+                machine.crashes.append(f"use after free: rebind of {data!r}, which is gone")
+        machine.passing("rebind", data.decode("utf-8", "backslashreplace"))
+        with machine.lock:
+            if machine.devices.get(device.busid) is device:
+                machine.probe(device)  # does nothing where it has a driver, even ours
+            self._names.pop(data, None)
+
+    @property
+    def parked(self) -> list[str]:
+        """Names that no write can safely take out: their device is gone, or there was none."""
+        return [
+            name.decode("utf-8", "backslashreplace")
+            for name, row in self._names.items()
+            if row.device is None or self._machine.devices.get(row.device.busid) is not row.device
+        ]
 
     # --- connections ---------------------------------------------------------------------
 

@@ -27,18 +27,29 @@
 #                                          send TOKEN and a newline, give the socket to usbip-host
 #   TAG release BUSID REBIND               end the connection; give the device back
 #   TAG unbind BUSID                       the same whoever had exported it
+#   TAG watch                              changed              each time a USB device or interface
+#                                                               came or went, until the end
 #   ping                                   no tag, no answer: the peer is still there
 #
 # At the end of input, on HUP, INT, TERM, and when nothing was heard for $silence seconds, every
 # device exported here is given back, the folder removed, and no process stays.
 #
+# An agent that was killed with all its processes leaves its folder in /run; the next one finds it
+# there and gives back what it says. Nothing may be sent before hello: a shell's head may read ahead.
+#
 # What the kernel wants (drivers/usb/usbip/stub_main.c, stub_dev.c):
 # - Nothing written to usbip-host ends in a newline.
 # - A connection ends before its device is unbound: else a use after free.
-# - "del" deletes a name for good only while its device is bound, and then when it is unbound or
-#   pulled out. One deleted later stays, and usbip-host would take whatever is plugged in there
-#   next. So it is deleted as soon as the device is bound.
-# - "rebind" follows a pointer to a device that may be gone. drivers_probe does the same safely.
+# - A name added to match_busid is taken out by "rebind" alone. "del" of a name that is bound wears it
+#   out: it stays, and no device in that port can be exported again before a restart.
+# - The name of a bound device must stay: unbinding looks it up, and halts when it is gone.
+# - "rebind" follows a pointer to the device that usbip-host had last under that name. While its node
+#   below /dev/bus/usb is open somewhere that device stays in memory, even when it was pulled out (and
+#   rebind then does nothing but take out the name; before 5.1 it did more). The same goes for its hub.
+#   So a process keeps both open as long as a device is exported. Without it, rebind is written only
+#   for a device that is there and was unbound a moment ago. Else the name stays: harmless, since the
+#   usual driver comes first, and the next export of that port takes it out.
+# - Unloading the module follows the same pointers, and never happens here.
 
 # shellcheck disable=SC2317 # functions are called through start, after and bounded
 # shellcheck disable=SC2015 # in "a && b || c" here, c is meant to follow either
@@ -59,6 +70,8 @@ sys=${1:-/sys}
 devices=$sys/bus/usb/devices
 drivers=$sys/bus/usb/drivers
 host=$drivers/usbip-host
+usbfs=/dev/bus/usb
+[ "$sys" = /sys ] || usbfs=$sys/fake/usb
 silence=45
 case ${2-} in
     '' | *[!0-9]*) ;;
@@ -71,6 +84,8 @@ folder=
 jobs=
 njobs=0
 watchdog=
+watcher=
+tidying=
 
 # --- small things ---------------------------------------------------------------------------
 
@@ -140,7 +155,7 @@ after() {
         [ -z "$over" ] || exit 0
         shift
         "$@"
-    ) </dev/null >/dev/null 2>&1 &
+    ) </dev/null >/dev/null 2>&1 9>&- &
     timer=$!
 }
 
@@ -161,6 +176,25 @@ bounded() {
     result=$?
     cancel "$timer"
     return "$result"
+}
+
+# process ID: its start time in $value; false where it has ended.
+process() {
+    value=
+    number "$1" && get "/proc/$1/stat" || return
+    # shellcheck disable=SC2086
+    set -- ${value##*") "}
+    [ "$1" != Z ] && [ "$1" != X ] && value=${20}
+}
+
+# alive ID START: whether that very process still runs.
+alive() {
+    number "${2-}" && process "$1" && [ "$value" = "$2" ]
+}
+
+# self: this process's id in $value, also in a subshell.
+self() {
+    read -r value _ </proc/self/stat
 }
 
 # --- what a request may say -----------------------------------------------------------------
@@ -456,16 +490,86 @@ listed() {
     esac
 }
 
-# unexport BUSID: end the connection, take the device from usbip-host. A device that is gone is
-# no error; one whose connection does not end is, with a reason in $why, and it stays bound.
+# exported BUSID: whether usbip-host has the device.
+exported() {
+    driver_of "$devices/$1" && [ "$value" = usbip-host ]
+}
+
+# nodes_of BUSID: the device's node in $node, that of the hub it is plugged into in $hub.
+nodes_of() {
+    hub=
+    case $1 in
+        *.*) set -- "$1" "${1%.*}" ;;
+        *) set -- "$1" "usb${1%%-*}" ;;
+    esac
+    for each in "$2" "$1"; do
+        get "$devices/$each/busnum" && number "$value" || return
+        node=00$value
+        node=${node#"${node%???}"}
+        [ "$value" -lt 1000 ] || node=$value
+        get "$devices/$each/devnum" && number "$value" || return
+        value=00$value
+        node=$usbfs/$node/${value#"${value%???}"}
+        [ -r "$node" ] || return
+        [ -n "$hub" ] || hub=$node
+    done
+}
+
+# hold BUSID: start a process that keeps the nodes open; its id in $keeper, else empty.
+hold() {
+    keeper=
+    [ -p "$folder/held/life" ] && nodes_of "$1" || return
+    keep "$1" </dev/null >/dev/null 2>&1 3<"$node" 4<"$hub" &
+    keeper=$!
+}
+
+# keep BUSID: in that process. When no agent is left it does an agent's work for this device.
+keep() {
+    trap '' HUP INT TERM
+    exec 9>&-
+    read -r _ <"$folder/held/life"
+    self
+    main=$value
+    # Its own nodes are open, whatever the note says.
+    process "$main" && put "$folder/held/$1" "$main $value"
+    give_back "$1" 1
+    rm -f "$folder/held/$1"
+    set +f
+    set -- "$folder/held"/[0-9]*
+    set -f
+    [ -e "$1" ] || rm -rf "$folder"
+    exit 0
+}
+
+# keeper_of BUSID: the process that keeps its nodes open in $keeper; false where there is none.
+keeper_of() {
+    keeper=
+    [ -n "$folder" ] && get "$folder/held/$1" || return
+    # shellcheck disable=SC2086
+    set -- $value
+    alive "$@" && keeper=$1
+}
+
+# forget BUSID: it is exported no longer.
+forget() {
+    if keeper_of "$1"; then
+        self
+        [ "$keeper" = "$value" ] || kill -s KILL "$keeper" 2>/dev/null
+    fi
+    [ -z "$folder" ] || rm -f "$folder/held/$1"
+}
+
+# unexport BUSID: end the connection, take the device from usbip-host; $was tells whether it had it.
+# A device that is gone is no error; one whose connection does not end is, with a reason in $why,
+# and it stays bound.
 unexport() {
     waited=0
     ended=
-    while driver_of "$devices/$1" && [ "$value" = usbip-host ]; do
+    was=
+    while exported "$1"; do
         get "$devices/$1/usbip_status" || value=
         if [ "$value" != 2 ]; then
-            listed "$1" && put "$host/match_busid" "del $1"
-            put "$host/unbind" "$1" && break
+            put "$host/unbind" "$1" && was=1 && break
             why='usbip-host does not let go of it'
         else
             [ -n "$ended" ] || put "$devices/$1/usbip_sockfd" -1
@@ -475,19 +579,43 @@ unexport() {
         [ "$waited" -lt 100 ] || return 1
         nap
     done
-    listed "$1" && put "$host/match_busid" "del $1"
     return 0
 }
 
-# give_back BUSID REBIND: unexport, and with REBIND 1 let its own driver have it; fails with a
-# reason in $why.
+# clear BUSID: take its name out, if it is sure what the kernel's pointer points to. $open tells
+# that the nodes of the device that was just unbound are open.
+clear() {
+    listed "$1" && ! exported "$1" || return
+    safe=
+    [ -n "$was" ] && [ -d "$devices/$1" ] && safe=1
+    if [ -n "$modern" ]; then
+        { [ -n "$was" ] && [ -n "$open" ]; } || keeper_of "$1" && safe=1
+    fi
+    [ -n "$safe" ] || return
+    put "$host/rebind" "$1"
+    # Left behind by a rebind that failed; del takes it out from then on.
+    listed "$1" && ! exported "$1" && put "$host/match_busid" "del $1"
+}
+
+# give_back BUSID REBIND: unexport, and let its own driver have it; with REBIND 0 it has none in the
+# end. Fails with a reason in $why.
 give_back() {
+    open=
+    if nodes_of "$1"; then
+        { open=1 && give_back_held "$@"; } 3<"$node" 4<"$hub"
+        result=$?
+        [ -z "$open" ] || return "$result"
+    fi
+    give_back_held "$@"
+}
+
+give_back_held() {
     unexport "$1" || return
-    [ "$2" = 1 ] && [ -d "$devices/$1" ] || return 0
-    driver_of "$devices/$1" || put "$sys/bus/usb/drivers_probe" "$1"
-    if driver_of "$devices/$1" && [ "$value" = usbip-host ]; then
-        # An older name, one that couldn't be deleted, had it taken again.
-        unexport "$1" || return
+    clear "$1"
+    [ -d "$devices/$1" ] || return 0
+    if [ "$2" = 0 ]; then
+        driver_of "$devices/$1" && put "$devices/$1/driver/unbind" "$1"
+        return 0
     fi
     driver_of "$devices/$1" || put "$sys/bus/usb/drivers_probe" "$1"
     driver_of "$devices/$1" || put "$drivers/usb/bind" "$1"
@@ -569,17 +697,20 @@ may_bind() {
 # take BUSID: unbind it from what it has and bind it to usbip-host; fails with $code and $why.
 take() {
     code=DeviceFailed
+    if exported "$1"; then
+        # Somebody left it; as it is ready, nothing is gained by taking it anew.
+        get "$at/usbip_status" && [ "$value" = 1 ] && exported "$1" && return
+        give_back "$1" 1 || return
+    fi
     if driver_of "$at"; then
-        if [ "$value" = usbip-host ]; then
-            unexport "$1" || return
-        else
-            put "$at/driver/unbind" "$1"
-        fi
+        put "$at/driver/unbind" "$1"
         if driver_of "$at"; then
             why="$value does not let go of it"
             return 1
         fi
     fi
+    listed "$1"
+    before=$?
     if ! put "$host/match_busid" "add $1"; then
         why='usbip-host does not take its name'
         # shellcheck disable=SC2086
@@ -589,12 +720,12 @@ take() {
         fi
         return 1
     fi
-    put "$host/bind" "$1"
-    if ! driver_of "$at" || [ "$value" != usbip-host ]; then
+    if ! put "$host/bind" "$1" || ! exported "$1"; then
         why='usbip-host does not take it'
+        # Worn out by a "del" of something that was bound.
+        [ "$before" -ne 0 ] || why='usbip-host takes nothing in that port before a restart there'
         return 1
     fi
-    put "$host/match_busid" "del $1"
     if ! get "$at/usbip_status" || [ "$value" != 1 ]; then
         why="usbip-host reports state ${value:-none}"
         return 1
@@ -602,21 +733,26 @@ take() {
 }
 
 bind() {
+    await_tidy
     may_bind "$@" || return
     # Noted first: whatever happens to this process, the main one can undo it.
-    if ! put "$folder/held/$1" "$1"; then
+    if ! put "$folder/held/$1" -; then
+        remount
         fail DeviceFailed 'the temporary folder is full or gone'
         return
     fi
+    hold "$1"
+    taker=$keeper
     if ! take "$1"; then
         reason=$why
         [ -d "$at" ] || code=DeviceNotFound
-        # A name that can't be deleted may have the next device taken; then the end gives that back.
-        give_back "$1" 1 && { listed "$1" || rm -f "$folder/held/$1"; }
+        give_back "$1" 1 && rm -f "$folder/held/$1"
+        [ -z "$taker" ] || kill -s KILL "$taker" 2>/dev/null
         remount
         fail "$code" "$reason"
         return
     fi
+    [ -z "$taker" ] || { process "$taker" && put "$folder/held/$1" "$taker $value"; }
     say "$tag dir $folder$nl$tag ok$nl"
 }
 
@@ -693,7 +829,7 @@ release() {
     if [ "$uid" != 0 ]; then
         fail NotPermittedThere "uid $uid"
     elif give_back "$1" "$2"; then
-        [ -z "$folder" ] || rm -f "$folder/held/$1"
+        forget "$1"
         ok
     else
         fail DeviceFailed "$why"
@@ -701,13 +837,163 @@ release() {
 }
 
 unbind() {
-    if listed "$1" || { driver_of "$devices/$1" && [ "$value" = usbip-host ]; }; then
+    if exported "$1" || keeper_of "$1"; then
         release "$1" 1
     elif [ -d "$devices/$1" ]; then
         ok
     else
         fail DeviceNotFound "$1"
     fi
+}
+
+# --- what comes and goes --------------------------------------------------------------------
+
+# A uevent socket (netlink family 15, group 1): one line 0.2 s after the last of a burst, or after
+# 2 s; an error is ENOBUFS, events that were lost. Ends when the main process is gone.
+watch_with_perl() {
+    exec perl -e '
+        socket(S, 16, 3, 15) && bind(S, pack("SSLL", 16, 0, 0, 1)) or exit 3;
+        my ($line, $main, $first) = ("$ENV{TAG} changed\n", $ENV{MAIN});
+        while (kill 0, $main) {
+            my $in = "";
+            vec($in, fileno(S), 1) = 1;
+            my $found = select($in, undef, undef, $first ? 0.2 : 5);
+            if ($found > 0) {
+                my $event;
+                $first ||= time if !defined(recv(S, $event, 65536, 0)) ||
+                    $event =~ /\0ACTION=(add|remove)\0/ && $event =~ /\0SUBSYSTEM=usb\0/;
+            }
+            if ($first && ($found < 1 || time - $first >= 2)) {
+                syswrite(STDOUT, $line) or exit;
+                $first = 0;
+            }
+        }'
+}
+
+watch_with_python3() {
+    exec python3 -I -S -c '
+import os, re, select, socket, sys, time
+try:
+    s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 15)
+    s.bind((0, 1))
+except OSError:
+    sys.exit(3)
+line, main, first = os.environb[b"TAG"] + b" changed\n", int(os.environ["MAIN"]), 0
+while True:
+    os.kill(main, 0)
+    found = select.select([s], [], [], 0.2 if first else 5)[0]
+    if found:
+        try:
+            event = s.recv(65536)
+        except OSError:
+            first = first or time.time()
+        else:
+            if re.search(b"\0ACTION=(add|remove)\0", event) and b"\0SUBSYSTEM=usb\0" in event:
+                first = first or time.time()
+    if first and (not found or time.time() - first >= 2):
+        os.write(1, line)
+        first = 0'
+}
+
+# The same by a pipe with a name, which is gone as soon as both ends are open.
+watch_with_udevadm() {
+    pipe=$(mktemp -d 2>/dev/null </dev/null) && mkfifo "$pipe/events" || return
+    udevadm monitor --kernel --subsystem-match=usb >"$pipe/events" &
+    children=$!
+    {
+        rm -rf "$pipe"
+        while read -r _ _ action _; do
+            case $action in
+                add | remove) ;;
+                *) continue ;;
+            esac
+            sleep 0.2 || sleep 1
+            say "$TAG changed$nl" || break
+        done
+    } <"$pipe/events" &
+    children="$children $!"
+    while main_lives; do
+        rest
+    done
+    # shellcheck disable=SC2086
+    kill -s KILL $children
+    exit 0
+}
+
+# fingerprint: of what is plugged in, in $value.
+fingerprint() {
+    print=
+    set +f
+    set -- "$devices"/[1-9]*
+    set -f
+    for place; do
+        get "$place/devnum"
+        print="$print${place##*/}/$value "
+    done
+    value=$print
+}
+
+watch_by_looking() {
+    fingerprint
+    known=$value
+    while main_lives; do
+        rest
+        fingerprint
+        if [ "$value" != "$known" ]; then
+            known=$value
+            say "$TAG changed$nl"
+        fi
+    done
+}
+
+# rest: some seconds; a signal shortens them.
+rest() {
+    if [ "$sys" = /sys ]; then sleep 5 & else sleep 1 & fi
+    nap=$!
+    [ -z "$stop" ] || kill -s KILL "$nap"
+    wait "$nap"
+    wait "$nap"
+}
+
+main_lives() {
+    [ -z "$stop" ] && parent && [ "$value" = "$main" ]
+}
+
+# watch: in a process of its own, until USR2.
+watch() {
+    TAG=$tag MAIN=$main
+    export TAG MAIN
+    exec 9>&- </dev/null 2>/dev/null
+    children=
+    nap=
+    stop=
+    trap 'stop=1; kill -s KILL $children $nap' USR2
+    if [ "$sys" = /sys ]; then
+        for name in perl python3; do
+            command -v "$name" >/dev/null || continue
+            "watch_with_$name" &
+            children=$!
+            [ -z "$stop" ] || kill -s KILL "$children"
+            wait "$children"
+            wait "$children"
+            main_lives || exit 0
+            children=
+        done
+        if command -v udevadm >/dev/null; then
+            watch_with_udevadm
+        fi
+    fi
+    watch_by_looking
+    exit 0
+}
+
+start_watch() {
+    if [ -n "$watcher" ]; then
+        fail InvalidArgs 'watching already'
+        return
+    fi
+    watch &
+    watcher=$!
 }
 
 # --- beginning and end ----------------------------------------------------------------------
@@ -721,14 +1007,17 @@ make_folder() {
         esac
         folder=$(mktemp -d "$base/usbipssh.XXXXXX" 2>/dev/null </dev/null) ||
             { folder=$base/usbipssh.$main && mkdir "$folder" 2>/dev/null; } || continue
-        if mkdir "$folder/held" 2>/dev/null; then
+        if mkdir "$folder/held" 2>/dev/null && process "$main" &&
+            put "$folder/held/agent" "$main $value $sys"; then
+            # Held open by every process of the agent; the keepers see its end when all are gone.
+            mkfifo "$folder/held/life" 2>/dev/null </dev/null && exec 9<>"$folder/held/life"
             # sshd makes its sockets as the user that logged in.
             if [ "$uid" = 0 ] && number "${SUDO_UID-}" && number "${SUDO_GID-}"; then
                 chown "$SUDO_UID:$SUDO_GID" "$folder"
             fi
             return
         fi
-        rmdir "$folder"
+        rm -rf "$folder"
     done
     folder=
 }
@@ -751,11 +1040,86 @@ release_all() {
     for note; do
         id=${note##*/}
         busid "$id" || continue
-        give_back "$id" 1 </dev/null >/dev/null 2>&1 &
+        { give_back "$id" 1; forget "$id"; } </dev/null >/dev/null 2>&1 &
         pids="$pids $!"
     done
     await 25 "$pids"
+    # Those whose process was too late, too.
+    for note; do
+        id=${note##*/}
+        busid "$id" && forget "$id"
+    done
     rm -rf "$folder"
+}
+
+# tidy: what agents left that were killed with all their processes. Only what they note is given
+# back, and only where no living one notes it, too.
+tidy() {
+    set +f
+    set -- /run/usbipssh.*
+    set -f
+    for old; do
+        [ -d "$old/held" ] && [ ! -L "$old" ] && [ ! -L "$old/held" ] && get "$old/held/agent" || continue
+        # shellcheck disable=SC2086
+        set -- $value
+        [ "${3-}" = "$sys" ] && ! alive "$@" && made_by_us "$old" || continue
+        # Whoever can rename it is the one to do it.
+        left=/run/usbipssh.left-$main-${old##*.}
+        mv -f "$old" "$left" 2>/dev/null || continue
+        set +f
+        set -- "$left/held/"*
+        set -f
+        for note; do
+            id=${note##*/}
+            busid "$id" && ! noted "$id" && exported "$id" && give_back "$id" 1
+        done
+        rm -rf "$left"
+    done
+}
+
+# made_by_us FOLDER: root's, or the user's who came here by sudo.
+made_by_us() {
+    IFS=' ' read -r _ _ value _ <<EOT
+$(ls -ldn "$1" 2>/dev/null)
+EOT
+    case " 0 $uid ${SUDO_UID-} " in
+        *" $value "*) [ -n "$value" ] ;;
+        *) return 1 ;;
+    esac
+}
+
+# noted BUSID: whether a living agent has it.
+noted() {
+    busid=$1
+    set +f
+    set -- /run/usbipssh.*/"held/$busid"
+    set -f
+    for place; do
+        [ -e "$place" ] && get "${place%/*}/agent" || continue
+        # shellcheck disable=SC2086
+        alive $value && return
+    done
+    return 1
+}
+
+# start_tidy: in the background, where there is anything.
+start_tidy() {
+    [ "$uid" = 0 ] || return
+    set +f
+    set -- /run/usbipssh.*/held/agent
+    set -f
+    [ -e "$1" ] || return
+    start tidy
+    process "$!" && tidying="$! $value"
+}
+
+# await_tidy: what is being given back may be what is wanted now.
+await_tidy() {
+    waited=0
+    # shellcheck disable=SC2086
+    while [ "$waited" -lt 100 ] && alive $tidying; do
+        nap
+    done
 }
 
 # await SECONDS PIDS: wait for children; those that are not done by then are told to end.
@@ -779,6 +1143,7 @@ finish() {
     # For the children from here on, too: what is half given back must be finished.
     trap '' HUP INT TERM
     cancel "$watchdog"
+    [ -z "$watcher" ] || cancel "$watcher"
     exec >/dev/null 2>&1 </dev/null
     await 20 "$jobs"
     release_all
@@ -790,15 +1155,15 @@ parent() {
     read -r _ _ _ value _ </proc/self/stat
 }
 
-# watch: end the main process when nothing is heard for too long (USR1 tells that something was);
+# guard: end the main process when nothing is heard for too long (USR1 tells that something was);
 # do its work when it is gone without having done it. USR2 ends the watching.
-watch() {
+guard() {
     nap=
     over=
     trap 'over=1; [ -z "$nap" ] || kill -s KILL "$nap"' USR2
     trap '[ -z "$nap" ] || kill -s KILL "$nap"' USR1
     while [ -z "$over" ]; do
-        sleep "$silence" &
+        sleep "$silence" 9>&- &
         nap=$!
         [ -z "$over" ] || kill -s KILL "$nap"
         if wait "$nap"; then
@@ -821,7 +1186,8 @@ watch() {
 main_is_gone() {
     trap '' HUP INT TERM USR1
     trap - USR2
-    read -r main _ </proc/self/stat
+    self
+    main=$value
     release_all
 }
 
@@ -830,7 +1196,7 @@ start_watchdog() {
     [ -z "$watchdog" ] || cancel "$watchdog"
     # Ignored until it is caught: the first may come before.
     trap '' USR1
-    watch </dev/null >/dev/null 2>&1 &
+    guard </dev/null >/dev/null 2>&1 &
     watchdog=$!
 }
 
@@ -870,6 +1236,7 @@ request() {
     shift
     case $#:${1-} in
         1:list) start list ;;
+        1:watch) start_watch ;;
         2:describe) busid "$2" && start describe "$2" ;;
         7:bind)
             busid "$2" && hex4 "$3" && hex4 "$4" && number "$5" && number "$6" && flag "$7" &&
@@ -925,6 +1292,11 @@ hello() {
         command -v "$name" >/dev/null 2>&1 && connectors="$connectors${connectors:+,}$name"
     done
     connectors=${connectors:-none}
+    modern=
+    case $kernel in
+        [0-4].* | 5.0 | 5.0[!0-9]*) ;;
+        [0-9]*) modern=1 ;;
+    esac
     say "hello 1 $uid $kernel $os $connectors$nl"
 }
 
@@ -933,6 +1305,7 @@ trap finish HUP INT TERM
 cd /
 start_watchdog
 hello
+start_tidy
 # A last line without its newline was cut off and is no request.
 while IFS= read -r line; do
     kill -s USR1 "$watchdog" 2>/dev/null
