@@ -98,7 +98,8 @@ def test_the_managers_properties(w: World) -> None:
 def test_properties_are_read_only(w: World) -> None:
     for uid in (0, ALICE):
         w.refused(
-            "PropertyReadOnly", uid, "Set", "ssv", MANAGER, "Version", "s", "x", interface=PROPERTIES
+            "PropertyReadOnly", uid, "Set", "ssv", MANAGER, "Version", "s", "x",
+            interface=PROPERTIES,
         )  # fmt: skip
 
 
