@@ -98,7 +98,7 @@ def main() -> int:
     try:
         asyncio.run(_run(settings, folder / "tasks"))
     except* (BusError, Disconnected, OSError) as group:
-        logging.exception("ended: %s", group.exceptions[0])
+        logging.error("ended: %s", group.exceptions[0])  # noqa: TRY400
         status = 1
     else:
         status = 0
