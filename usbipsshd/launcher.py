@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import pwd
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -67,6 +68,7 @@ class SpawnLauncher:
         command: Sequence[str] = (sys.executable, "-m", "usbipsshd.session"),
         environment: Mapping[str, str] | None = None,
     ) -> None:
+        self._user = user
         drop = (
             "setpriv",
             f"--reuid={user}",
@@ -83,6 +85,7 @@ class SpawnLauncher:
     @asynccontextmanager
     async def session(self) -> AsyncIterator[SeqPacket]:
         """See :class:`Launcher`; waits for the process's end. Raises :exc:`UsbipError` (Failed)."""
+        self._check_user()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
@@ -105,6 +108,17 @@ class SpawnLauncher:
         finally:
             channel.close()
             await _ended(child)
+
+    def _check_user(self) -> None:
+        if self._user.isdecimal():
+            return
+        try:
+            pwd.getpwnam(self._user)
+        except KeyError:
+            raise UsbipError(
+                Code.FAILED,
+                f"This machine has no user {self._user} for sessions; systemd-sysusers creates it.",
+            ) from None
 
 
 async def _ended(child: asyncio.subprocess.Process) -> None:
