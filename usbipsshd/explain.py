@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 
 from usbipsshd.errors import Code, UsbipError
@@ -18,6 +20,7 @@ _SENTENCES = {
     Code.MODULE_UNAVAILABLE: "{remote} has no kernel module usbip-host{detail}; it comes with the kernel's modules package (Ubuntu: linux-modules-extra, Fedora: kernel-modules-extra).",
     Code.DEVICE_NOT_FOUND: "{remote} no longer has that device; it was unplugged.",
     Code.DEVICE_BUSY: "The device is in use on {remote}{detail}; stop using it there, then try again.",
+    Code.ALREADY_ATTACHED: "The device is still exported by {remote}; try again.",
     Code.DEVICE_CHANGED: "Another device sits on {remote} where the chosen one was; list again and choose.",
     Code.DEVICE_FAILED: "{remote} could not hand over the device{detail}; unplug it, plug it in again, and try again.",
     Code.TIMED_OUT: "{remote} took too long to answer{detail}; try again.",
@@ -26,7 +29,34 @@ _SENTENCES = {
 }  # fmt: skip
 
 _HOST_KEY = frozenset({Code.HOST_KEY_UNKNOWN, Code.HOST_KEY_MISMATCH})
-_PLAIN = re.compile(r"[\w .,:;()/+=@%'-]*")
+_FINGERPRINT = r"SHA256:[A-Za-z0-9+/]{43}"
+_NAME = r"[A-Za-z0-9_/][A-Za-z0-9_./:@+-]{0,63}"
+_PHRASES = (
+    "usbip-host",
+    "no such host", "its name cannot be looked up now", "no address", "no answer",
+    "no answer from its ssh server", "the connection was closed", "the connection ended",
+    "its session ended", "its ssh server closed the connection", "the agent there ended",
+    "what answers there is no ssh server", "its ssh server does not make sense",
+    "its ssh server has no algorithm in common with us", "its ssh server refuses to forward sockets",
+    "its ssh server offers no host key we know", "its shell did not answer",
+    "no shell that answers", "the agent there did not answer", "it made no folder for the socket",
+    "it has neither perl nor python3 nor bash", "no perl, python3 or bash",
+    "a device has too much to tell", "too many requests to one remote",
+    "too many devices from one remote", "the device was not ready in time",
+    "the connection there was closed again", "no temporary folder",
+    "the temporary folder is full or gone", "it is in use by another machine", "it is mounted",
+    "it is a hub", "it is itself a remote device", "usbip-host does not let go of it",
+    "its connection does not end", "no driver took it back", "usbip-host does not take its name",
+    "usbip-host takes no more than 16 devices", "usbip-host does not take it",
+    "usbip-host takes nothing in that port before a restart there",
+    r"usbip-host reports state (?:[0-9]|none)",
+    r"(?:perl|python3|bash) could not hand over a connection",
+    rf"{_NAME} is (?:in use|swap space|part of {_NAME})", rf"{_NAME} does not let go of it",
+    rf"{_NAME} is used by {_NAME} \([0-9]{{1,10}}\)",
+)  # fmt: skip
+"""What a session of ours says, and therefore all that is passed on of what one says."""
+_REASONS = frozenset(os.strerror(number).lower() for number in errno.errorcode)
+_KNOWN = re.compile("|".join(_PHRASES), re.ASCII)
 
 
 def explain(remote: str, code: Code, detail: str = "") -> UsbipError:
@@ -35,9 +65,12 @@ def explain(remote: str, code: Code, detail: str = "") -> UsbipError:
     if sentence is None:
         code, sentence = Code.FAILED, "Something went wrong with {remote}{detail}; see the log."
     detail = clean(detail, 120)
-    if code in _HOST_KEY and not detail.startswith("SHA256:"):
-        detail = ""
-    if not _PLAIN.fullmatch(detail):
+    if code in _HOST_KEY:
+        known = re.fullmatch(_FINGERPRINT, detail, re.ASCII) is not None
+    else:
+        known = detail in _REASONS or _KNOWN.fullmatch(detail) is not None
+    if not known:
+        # Anything else is foreign text, which is no business of a caller's.
         detail = ""
     shown = f" ({detail})" if detail else ""
     return UsbipError(code, sentence.format(remote=remote, detail=shown))

@@ -27,7 +27,7 @@ def test_every_code_has_a_sentence(code: Code) -> None:
     ("code", "detail", "shown"),
     [
         (Code.CONNECTION_FAILED, "connection refused", True),
-        (Code.DEVICE_BUSY, "/dev/sda1 is mounted on /mnt", True),
+        (Code.DEVICE_BUSY, "/mnt/stick is in use", True),
         (Code.HOST_KEY_UNKNOWN, PRINT, True),
         (Code.HOST_KEY_MISMATCH, PRINT, True),
         (Code.HOST_KEY_UNKNOWN, "trust me", False),
