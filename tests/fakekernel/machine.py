@@ -330,7 +330,7 @@ class Machine:
     # --- drivers -------------------------------------------------------------------------
 
     def probe(self, device: Plugged) -> None:
-        """Let the ordinary driver take a device that has none, as its coming before all others does."""
+        """Let the ordinary driver, which comes first, take a device that has none."""
         with self.lock:
             if device.driver:
                 return

@@ -7,9 +7,11 @@ import contextlib
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -132,6 +134,13 @@ class Agent:
         if self.process.stdin is not None and not self.process.stdin.closed:
             self.process.stdin.close()
         self.wait_gone()
+
+    def close(self) -> None:
+        """End it and drop what is left of it."""
+        try:
+            self.end()
+        finally:
+            self.discard()
 
     def wait_gone(self, seconds: float = SECONDS) -> None:
         """Wait until nothing of it runs; what it wrote to standard error must be nothing."""
@@ -673,7 +682,9 @@ def test_connect_wants_an_export_of_its_own(agent: Agent, pi: FakeKernel) -> Non
     assert agent.fails(f"connect 1-1 perl /run/s {TOKEN}").startswith("NotAttached ")
 
 
-@pytest.mark.parametrize("place", ["/nonexistent/x", "{}/../x", "{}/held", "{}/held/1-1", "{}/held/life", "{}", "x"])
+@pytest.mark.parametrize(
+    "place", ["/nonexistent/x", "{}/../x", "{}/held", "{}/held/1-1", "{}/held/life", "{}", "x"]
+)
 def test_connect_stays_in_its_folder(agent: Agent, pi: FakeKernel, place: str) -> None:
     pi.plug("1-1", SERIAL_ADAPTER)
     folder = agent.bind(pi, "1-1", SERIAL_ADAPTER)
@@ -1033,6 +1044,125 @@ def test_a_stopped_agent_is_cleaned_up_after() -> None:
         _check_given_back(pi, folder)
 
     _in_every_shell(body)
+
+
+def _kill(agent: Agent, spared: str = "") -> None:
+    """SIGKILL to the whole session but processes whose command ends so."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if (
+                int(stat.read_text(errors="replace").rpartition(")")[2].split()[3])
+                == agent.process.pid
+            ):
+                reading = (stat.parent / "fd/3").is_symlink() and (
+                    stat.parent / "fd/4"
+                ).is_symlink()
+                if not (spared and reading):
+                    os.kill(int(stat.parent.name), signal.SIGKILL)
+    agent.process.wait()
+
+
+def test_what_is_left_when_all_but_a_keeper_are_killed(shell: str, pi: FakeKernel) -> None:
+    agent = Agent(shell, pi.root)
+    try:
+        folder, end = _export(agent, pi)
+        with end:
+            _kill(agent, spared="keepers")
+            pi.wait(lambda s: not s["bound"])
+        agent.wait_gone()
+        _check_given_back(pi, folder)
+        assert pi.state()["matched"] == []
+    finally:
+        agent.discard()
+
+
+def test_a_fresh_agent_finds_what_a_killed_one_left(shell: str, pi: FakeKernel) -> None:
+    pi.plug("1-7", KEYBOARD)
+    pi.plug("1-8", KEYBOARD)
+    for file, text in EXPORT:
+        (pi.root / "bus/usb/drivers" / file).write_text(text.replace("1-1", "1-7"))
+    killed, living, fresh = (Agent(shell, pi.root) for _ in range(3))
+    try:
+        folder, end = _export(killed, pi)
+        living.bind(pi, "1-8", KEYBOARD)
+        with end:
+            _kill(killed)
+            assert pi.state()["bound"] == ["1-1", "1-7", "1-8", "2-1"]
+            fresh.end()
+            assert folder.exists(), "it was started too early to see anything"
+            fresh = Agent(shell, pi.root)
+            assert fresh.ask("list")[-1] == b"ok"
+            pi.wait(lambda s: s["bound"] == ["1-7", "1-8"])
+            fresh.bind(pi, "1-1", SERIAL_ADAPTER)
+        fresh.end()
+        living.end()
+        assert not folder.exists()
+        assert list(Path("/run").glob(f"usbipssh.*.{folder.suffix[1:]}")) == []
+        state = pi.state()
+        assert state["bound"] == state["matched"] == ["1-7"], "another program's"
+        assert state["crashes"] == []
+    finally:
+        for agent in (killed, living, fresh):
+            agent.discard()
+
+
+def test_a_device_wanted_at_once_that_a_killed_agent_left(shell: str, pi: FakeKernel) -> None:
+    killed = Agent(shell, pi.root)
+    try:
+        _, end = _export(killed, pi)
+        with end:
+            _kill(killed)
+            fresh = Agent(shell, pi.root)
+            try:
+                fresh.bind(pi, "1-1", SERIAL_ADAPTER)
+                fresh.end()
+            finally:
+                fresh.discard()
+        pi.check_clean()
+    finally:
+        killed.discard()
+
+
+def test_folders_that_are_not_ours_stay(agent: Agent, pi: FakeKernel) -> None:
+    pi.plug("1-1", SERIAL_ADAPTER)
+    for file, text in EXPORT:
+        (pi.root / "bus/usb/drivers" / file).write_text(text)
+    folder = Path(tempfile.mkdtemp(prefix="usbipssh.", dir="/run"))
+    try:
+        (folder / "held").mkdir()
+        (folder / "held/1-1").write_text("-")
+        (folder / "held/agent").write_text(f"{2**22 + 5} 17 {pi.root}")
+        os.chown(folder, 61005, 61005)
+        with contextlib.closing(Agent("dash", pi.root)) as fresh:
+            assert fresh.ask("list")[-1] == b"ok"
+        assert folder.exists()
+        assert pi.state()["bound"] == ["1-1"]
+    finally:
+        shutil.rmtree(folder)
+    assert agent.ask("unbind 1-1") == [b"ok"]
+
+
+# --- what comes and goes -----------------------------------------------------------------
+
+
+def test_it_tells_when_something_comes_or_goes(agent: Agent, pi: FakeKernel) -> None:
+    tag = agent.start("watch")
+    assert agent.fails("watch") == "InvalidArgs watching already"
+    pi.plug("1-1", SERIAL_ADAPTER)
+    assert agent.line() == f"{tag} changed".encode()
+    pi.unplug("1-1")
+    assert agent.line() == f"{tag} changed".encode()
+
+
+def test_it_watches_no_longer_than_it_lives(shell: str, pi: FakeKernel) -> None:
+    agent = Agent(shell, pi.root, silence=1)
+    try:
+        agent.start("watch")
+        agent.ask("list")
+        agent.process.kill()
+        agent.wait_gone()
+    finally:
+        agent.discard()
 
 
 def test_with_sudo_the_folder_belongs_to_the_user(shell: str, pi: FakeKernel) -> None:

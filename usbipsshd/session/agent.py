@@ -64,6 +64,8 @@ def load_script() -> bytes:
 def command_line(size: int, *, sudo: bool, sysfs: str | None = None) -> str:
     """The command that reads ``size`` bytes of script and becomes the agent, for any login shell.
 
+    Some ``head`` read ahead of what they take: nothing may follow the script before the greeting.
+
     ``sysfs`` is another root than /sys, for tests over a made-up tree.
     """
     start = f"""exec {"sudo -n " if sudo else ""}sh -c 'eval "$(head -c {size})"' usbipssh-agent"""
@@ -116,6 +118,7 @@ class Agent:
         self._chatter = 0
         self._next_tag = 1
         self._waiting: dict[int, tuple[Reply, asyncio.Future[Reply]]] = {}
+        self._watching: tuple[int, Callable[[], None]] | None = None
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
         self._pinging: asyncio.Task[None] | None = None
         self.ended: asyncio.Future[Failure] = asyncio.get_running_loop().create_future()
@@ -195,6 +198,9 @@ class Agent:
             tag, text = split_tag(line)
             if not 0 < tag < self._next_tag:
                 raise BadReply("a reply to nothing")
+            if self._watching is not None and tag == self._watching[0]:
+                self._take_notice(text)
+                return
             waiting = self._waiting.get(tag)
             if waiting is None:  # its request was cancelled
                 return
@@ -207,6 +213,12 @@ class Agent:
             del self._waiting[tag]
             if not future.done():
                 future.set_result(reply)
+
+    def _take_notice(self, text: str) -> None:
+        if text == "changed" and self._watching is not None:
+            self._watching[1]()
+        elif text != "ok" and not text.startswith("fail "):
+            raise BadReply("a notice of something else")
 
     def _end(self, why: str) -> None:
         """The agent has ended or must: tell everyone who waits for it."""
@@ -280,6 +292,13 @@ class Agent:
     async def list(self) -> list[Device]:
         """Every device there, in tree order, without descriptors."""
         return (await self._ask("list", READ_LIMIT)).devices()
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """From now on call ``changed`` whenever something is plugged in or out there. Once only."""
+        if self._watching is None and not self.ended.done():
+            self._watching = (self._next_tag, changed)
+            self._next_tag += 1
+            self._write(f"{self._watching[0]} watch\n".encode("ascii"))
 
     async def describe(self, busid: str) -> Device:
         """One device with its descriptors; DeviceNotFound."""

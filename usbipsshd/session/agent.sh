@@ -614,7 +614,8 @@ give_back_held() {
     clear "$1"
     [ -d "$devices/$1" ] || return 0
     if [ "$2" = 0 ]; then
-        driver_of "$devices/$1" && put "$devices/$1/driver/unbind" "$1"
+        # Only what clear gave to it.
+        [ -z "$was" ] || ! driver_of "$devices/$1" || put "$devices/$1/driver/unbind" "$1"
         return 0
     fi
     driver_of "$devices/$1" || put "$sys/bus/usb/drivers_probe" "$1"
@@ -849,11 +850,12 @@ unbind() {
 # --- what comes and goes --------------------------------------------------------------------
 
 # A uevent socket (netlink family 15, group 1): one line 0.2 s after the last of a burst, or after
-# 2 s; an error is ENOBUFS, events that were lost. Ends when the main process is gone.
+# 2 s, and one at the start, for what came before; an error is ENOBUFS, events that were lost. Ends
+# when the main process is gone.
 watch_with_perl() {
     exec perl -e '
         socket(S, 16, 3, 15) && bind(S, pack("SSLL", 16, 0, 0, 1)) or exit 3;
-        my ($line, $main, $first) = ("$ENV{TAG} changed\n", $ENV{MAIN});
+        my ($line, $main, $first) = ("$ENV{TAG} changed\n", $ENV{MAIN}, time);
         while (kill 0, $main) {
             my $in = "";
             vec($in, fileno(S), 1) = 1;
@@ -878,7 +880,7 @@ try:
     s.bind((0, 1))
 except OSError:
     sys.exit(3)
-line, main, first = os.environb[b"TAG"] + b" changed\n", int(os.environ["MAIN"]), 0
+line, main, first = os.environb[b"TAG"] + b" changed\n", int(os.environ["MAIN"]), time.time()
 while True:
     os.kill(main, 0)
     found = select.select([s], [], [], 0.2 if first else 5)[0]
@@ -934,8 +936,6 @@ fingerprint() {
 }
 
 watch_by_looking() {
-    fingerprint
-    known=$value
     while main_lives; do
         rest
         fingerprint
@@ -992,6 +992,8 @@ start_watch() {
         fail InvalidArgs 'watching already'
         return
     fi
+    fingerprint
+    known=$value
     watch &
     watcher=$!
 }
@@ -1097,7 +1099,8 @@ noted() {
     for place; do
         [ -e "$place" ] && get "${place%/*}/agent" || continue
         # shellcheck disable=SC2086
-        alive $value && return
+        set -- $value
+        [ "${3-}" = "$sys" ] && alive "$@" && return
     done
     return 1
 }

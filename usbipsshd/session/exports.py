@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 EXPORT_LIMIT = 20.0
 """Seconds from the request to the near end, without what undoing takes."""
 MAX_EXPORTS = 64
+GRACE = 0.5
+"""Seconds from a connection's end until the device is given back. Whoever ended it on purpose says
+in that time how it wants that done."""
 
 T = TypeVar("T")
 Listen = Callable[[Sequence[str], str], Awaitable[Carrier]]
@@ -148,6 +151,7 @@ class Exports:
 
     async def _watch(self, busid: str, carrier: Carrier) -> None:
         why = await asyncio.shield(carrier.ended)
+        await asyncio.sleep(GRACE)
         async with self._agent.device(busid):
             if self._held.get(busid) is not carrier or self._agent.ended.done():
                 return
@@ -188,6 +192,10 @@ class Exports:
                 await to_the_end(self._release(busid, carrier, rebind=True))
             else:
                 await to_the_end(self._agent.unbind(busid))
+
+    def busids(self) -> list[str]:
+        """The devices that are exported now."""
+        return sorted(self._held)
 
     def statistics(self, busid: str) -> tuple[int, int]:
         """Bytes received and sent for an export; NotAttached."""

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 MAX_REQUESTS = 64
 STOP_LIMIT = 20.0
 """Seconds that requests under way have to undo what they did, at the end."""
+CHANGED_INTERVAL = 0.5
+"""Seconds between two notices of changes."""
 
 
 class _Remote:
@@ -75,6 +77,7 @@ class Session:
             "host-key": self._host_key,
             "list": self._list,
             "export": self._export,
+            "exports": self._list_exports,
             "release": self._release,
             "unbind": self._unbind,
             "statistics": self._statistics,
@@ -218,6 +221,9 @@ class Session:
         exports = Exports(agent, carriers.listen, self._tell_released)
         self._remote = _Remote(connection, agent, exports)
         self._spawn(self._watch(self._remote))
+        changed = asyncio.Event()
+        agent.watch(changed.set)
+        self._spawn(self._tell_changed(changed))
         return {}
 
     def _spawn(self, work: Awaitable[None]) -> None:
@@ -238,6 +244,14 @@ class Session:
         self._gone = failure
         await self._send({"event": "closed", "error": error_to_json(failure.code, failure.detail)})
         self.stop()
+
+    async def _tell_changed(self, changed: asyncio.Event) -> None:
+        """Pass on that something was plugged there; never more often than CHANGED_INTERVAL."""
+        while self._gone is None:
+            await changed.wait()
+            changed.clear()
+            await self._send({"event": "changed"})
+            await asyncio.sleep(CHANGED_INTERVAL)
 
     async def _tell_released(self, busid: str, failure: Failure | None) -> None:
         error = error_to_json(failure.code, failure.detail) if failure is not None else None
@@ -290,6 +304,9 @@ class Session:
                     await remote.exports.release(wanted.busid, rebind=True)
                 if not isinstance(error, OSError):
                     raise
+
+    async def _list_exports(self, _id: int, _packet: Packet, _fds: Descriptors) -> Packet:
+        return {"busids": [*self._ready().exports.busids()]}
 
     async def _release(self, _id: int, packet: Packet, _fds: Descriptors) -> Packet:
         await self._ready().exports.release(get_busid(packet), rebind=get_bool(packet, "rebind"))
