@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from usbipsshd.attachment import Attachment, State
 from usbipsshd.attachments import Attachments
-from usbipsshd.backoff import Backoff
+from usbipsshd.backoff import GOOD_RUN, Backoff
 from usbipsshd.chooser import Chooser, attachable
 from usbipsshd.control import Session
 from usbipsshd.device import Device
@@ -47,6 +47,8 @@ class Hub:
     retry_at: int = 0
     """Microseconds since the epoch; 0 when no retry is planned."""
     last_error: tuple[str, str] = ("", "")
+    aside: list[Plug] = field(default_factory=list)
+    """Left alone until plugged in anew."""
 
 
 @dataclass(slots=True)
@@ -81,7 +83,8 @@ class HubLife:
         self._changed = changed
         self._new_backoff = backoff
         self._backoff = backoff()
-        self._trouble: dict[Plug, _Trouble] = {}
+        self._trouble = {p: _Trouble(backoff(), aside=True) for p in hub.aside}
+        self._cut_off: set[int] = set()
         self._poked = asyncio.Event()
         self._lost: UsbipError | None = None
         self._asleep = False
@@ -133,9 +136,9 @@ class HubLife:
             await asyncio.wait([task])
         except asyncio.CancelledError:
             task.cancel()
-            await asyncio.wait([task])
             raise
         finally:
+            await to_the_end(_ended(task))
             self._step = None
         return None if task.cancelled() else task.result()
 
@@ -178,6 +181,7 @@ class HubLife:
         devices = [d for d in await usb.devices() if attachable(d)]
         there = {_plug(d) for d in devices}
         self._trouble = {p: t for p, t in self._trouble.items() if p in there}
+        self._note_aside()
         for device in await self._chooser.select(self._pattern, devices):
             if self._attachments.at(self.hub.remote, device.busid) is None and self._due(device):
                 await self._begin(usb, device)
@@ -211,10 +215,17 @@ class HubLife:
         trouble.retry_at = self._now() + trouble.backoff.next()
         if trouble.tries >= MAX_TRIES and not trouble.aside:
             trouble.aside = True
+            self._note_aside()
             log.warning(
                 "%s of %s is left alone until it is plugged in anew: %s",
                 plug[0], self.hub.remote, why,
             )  # fmt: skip
+
+    def _note_aside(self) -> None:
+        aside = sorted(p for p, t in self._trouble.items() if t.aside)
+        if aside != self.hub.aside:
+            self.hub.aside = aside
+            self._changed()
 
     async def _wait(self) -> None:
         while not self._detaching:
@@ -240,32 +251,41 @@ class HubLife:
 
     def removed(self, attachment: Attachment) -> None:
         """One of its attachments is gone: see whether it is to be tried again."""
-        self.hub.attachments.remove(attachment.number)
+        if attachment.number in self.hub.attachments:
+            self.hub.attachments.remove(attachment.number)
         self._changed()
         plug = _plug(attachment.device)
-        if attachment.attached_at:
-            # It worked; what ended it was no failure to attach.
-            trouble = self._trouble.get(plug)
-            if trouble is None or not trouble.aside:
+        trouble = self._trouble.get(plug)
+        cut_off = attachment.number in self._cut_off
+        self._cut_off.discard(attachment.number)
+        if trouble is None or not trouble.aside:
+            lasted = self._now() - attachment.attached_at / 1_000_000
+            if attachment.attached_at and lasted >= GOOD_RUN:
+                # It worked; what ended it was no failure to attach.
                 self._trouble.pop(plug, None)
+            if not cut_off:
                 self._failed(plug, attachment.last_error[1])
-        else:
-            self._failed(plug, attachment.last_error[1])
         self._poked.set()
 
     def leave_alone(self, attachment: Attachment) -> None:
         """Somebody detached this one: not again until it is plugged in anew."""
         plug = _plug(attachment.device)
         self._trouble.setdefault(plug, _Trouble(self._new_backoff())).aside = True
+        self._note_aside()
 
     def lost(self, error: UsbipError) -> None:
-        """The connection is gone."""
+        """The connection is gone; its devices' failing now says nothing of them."""
         self._lost = error
+        self._cut_off.update(self.hub.attachments)
         self._poked.set()
 
     def poke(self) -> None:
         """There is good news: look now."""
         self._backoff.reset()
+        self._poked.set()
+
+    def nudge(self) -> None:
+        """Look now; if that fails, it waits for longer than before."""
         self._poked.set()
 
     def sleep(self) -> None:
@@ -301,6 +321,10 @@ class HubLife:
     async def gone(self) -> None:
         """Wait until everything was given back."""
         await self._gone.wait()
+
+
+async def _ended(task: asyncio.Task[UsbipError | None]) -> None:
+    await asyncio.wait([task])
 
 
 def _plug(device: Device) -> Plug:

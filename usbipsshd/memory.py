@@ -60,17 +60,25 @@ class Memory:
 
     def recall(self) -> Remembered:
         """What an earlier process left; what makes no sense is left out, with a log line."""
-        same_boot = self._now_file.exists()
-        packet = load(self._now_file if same_boot else self._persist_file)
-        found = Remembered(same_boot=same_boot)
+        packet = load(self._now_file)
+        found = Remembered(same_boot=bool(packet))
+        if not packet:
+            # The machine has just started, or what is below /run was damaged.
+            packet = load(self._persist_file)
         for record in _records(packet, "hubs"):
             try:
-                found.hubs.append(hub_from_json(record))
+                hub = hub_from_json(record)
+                if any(h.number == hub.number for h in found.hubs):
+                    raise BadPacket("number: there are two of it")
             except BadPacket as error:
                 log.warning("a remembered hub is left out: %s", error)
+                continue
+            found.hubs.append(hub)
         for record in _records(packet, "attachments"):
             try:
                 attachment = attachment_from_json(record)
+                if any(a.number == attachment.number for a in found.attachments):
+                    raise BadPacket("number: there are two of it")
                 imported = record.get("imported")
                 if isinstance(imported, dict):
                     running = Running(attachment, imported_from_json(imported))
@@ -91,6 +99,10 @@ class Memory:
     def freeze(self) -> None:
         """Write no more: what is written down is for the next process."""
         self._write()
+        self._frozen = True
+
+    def hold(self) -> None:
+        """Write no more, also not what is now: the daemon goes down in the middle of things."""
         self._frozen = True
 
     def clear(self) -> None:
@@ -127,12 +139,13 @@ class Memory:
         persistent = self._persistent()
         if persistent == self._persisted:
             return
-        self._persisted = persistent
         if any(persistent.values()):
-            save(self._persist_file, persistent)
+            if not save(self._persist_file, persistent):
+                return
         else:
             # The machine starts the daemon only where this file is.
             self._persist_file.unlink(missing_ok=True)
+        self._persisted = persistent
 
     def _persistent(self) -> Packet:
         attachments = self._attachments or ()

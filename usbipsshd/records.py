@@ -6,21 +6,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from usbipsshd.attachment import Attachment, State
-from usbipsshd.hub import Hub
+from usbipsshd.device import is_busid
+from usbipsshd.hub import Hub, Plug
 from usbipsshd.importer import Imported
 from usbipsshd.messages import (
+    MAX_DEVICES,
     BadPacket,
     Json,
     Packet,
     device_from_json,
     device_to_json,
     get_bool,
+    get_busid,
     get_int,
     get_object,
     get_str,
 )
+from usbipsshd.text import clean
 
 _TIME = (1 << 63) - 1
+_TOP_NUMBER = 999_999_999
+"""As many digits as an object path may have."""
+_MAX_MESSAGE = 1024
 
 
 def _pair(values: tuple[str, str]) -> list[Json]:
@@ -31,7 +38,35 @@ def _read_pair(packet: Mapping[str, Json], name: str) -> tuple[str, str]:
     value = packet.get(name)
     if not isinstance(value, list) or len(value) != 2 or not all(isinstance(v, str) for v in value):
         raise BadPacket(f"{name}: not two strings")
-    return str(value[0]), str(value[1])
+    return clean(str(value[0])), clean(str(value[1]), _MAX_MESSAGE)
+
+
+def _number(packet: Mapping[str, Json]) -> int:
+    number = get_int(packet, "number", _TOP_NUMBER)
+    if not number:
+        raise BadPacket("number: not one of ours")
+    return number
+
+
+def _text(packet: Mapping[str, Json], name: str) -> str:
+    """What was a caller's argument once, so nothing that cannot be printed is in it."""
+    text = get_str(packet, name, 512)
+    if not text.isprintable():
+        raise BadPacket(f"{name}: not printable")
+    return text
+
+
+def _read_plugs(packet: Mapping[str, Json], name: str) -> list[Plug]:
+    values = packet.get(name)
+    if not isinstance(values, list) or len(values) > MAX_DEVICES:
+        raise BadPacket(f"{name}: not a list of devices")
+    found: list[Plug] = []
+    for value in values:
+        if not isinstance(value, list) or len(value) != 2:
+            raise BadPacket(f"{name}: not a list of devices")
+        plug: Packet = {"busid": value[0], "devnum": value[1]}
+        found.append((get_busid(plug), get_int(plug, "devnum", 0xFFFF)))
+    return found
 
 
 def attachment_to_json(attachment: Attachment) -> Packet:
@@ -47,6 +82,7 @@ def attachment_to_json(attachment: Attachment) -> Packet:
         "keep": attachment.keep,
         "persist": attachment.persist,
         "hub": attachment.hub,
+        "bound_to": attachment.bound_to,
         "input_allowed": attachment.input_allowed,
         "attached_at": attachment.attached_at,
         "last_error": _pair(attachment.last_error),
@@ -56,16 +92,17 @@ def attachment_to_json(attachment: Attachment) -> Packet:
 def attachment_from_json(packet: Mapping[str, Json]) -> Attachment:
     """An attachment in WAITING; raise :exc:`BadPacket`."""
     return Attachment(
-        number=get_int(packet, "number"),
-        remote=get_str(packet, "remote", 512),
-        pattern=get_str(packet, "pattern", 512),
+        number=_number(packet),
+        remote=_text(packet, "remote"),
+        pattern=_text(packet, "pattern"),
         device=device_from_json(get_object(packet, "device")),
         owner_uid=get_int(packet, "owner_uid"),
         rebind=get_bool(packet, "rebind"),
         unmount=get_bool(packet, "unmount"),
         keep=get_bool(packet, "keep"),
         persist=get_bool(packet, "persist"),
-        hub=get_int(packet, "hub"),
+        hub=get_int(packet, "hub", _TOP_NUMBER),
+        bound_to=_text(packet, "bound_to"),
         input_allowed=get_bool(packet, "input_allowed"),
         state=State.WAITING,
         attached_at=get_int(packet, "attached_at", _TIME),
@@ -80,9 +117,10 @@ def imported_to_json(imported: Imported) -> Packet:
 
 def imported_from_json(packet: Mapping[str, Json]) -> Imported:
     """Where an attached device was; raise :exc:`BadPacket`."""
-    return Imported(
-        get_int(packet, "port"), get_int(packet, "devid"), get_str(packet, "local_busid", 64)
-    )
+    busid = get_str(packet, "local_busid")
+    if busid and not is_busid(busid):
+        raise BadPacket("local_busid: not a bus id")
+    return Imported(get_int(packet, "port"), get_int(packet, "devid"), busid)
 
 
 def hub_to_json(hub: Hub) -> Packet:
@@ -95,17 +133,19 @@ def hub_to_json(hub: Hub) -> Packet:
         "persist": hub.persist,
         "unmount": hub.unmount,
         "rebind": hub.rebind,
+        "aside": [[busid, devnum] for busid, devnum in hub.aside],
     }
 
 
 def hub_from_json(packet: Mapping[str, Json]) -> Hub:
     """A hub that is not yet watching; raise :exc:`BadPacket`."""
     return Hub(
-        number=get_int(packet, "number"),
-        remote=get_str(packet, "remote", 512),
-        pattern=get_str(packet, "pattern", 512),
+        number=_number(packet),
+        remote=_text(packet, "remote"),
+        pattern=_text(packet, "pattern"),
         owner_uid=get_int(packet, "owner_uid"),
         persist=get_bool(packet, "persist"),
         unmount=get_bool(packet, "unmount"),
         rebind=get_bool(packet, "rebind"),
+        aside=_read_plugs(packet, "aside"),
     )

@@ -36,12 +36,14 @@ def write_whole(path: Path, data: bytes, mode: int = 0o600) -> None:
         os.close(folder)
 
 
-def save(path: Path, value: Packet) -> None:
-    """Write an object; a failure is logged, what was there stays."""
+def save(path: Path, value: Packet) -> bool:
+    """Write an object; whether that went well. A failure is logged, what was there stays."""
     try:
         write_whole(path, json.dumps(value).encode())
     except OSError as error:
         log.error("cannot write %s: %s", path, error)  # noqa: TRY400
+        return False
+    return True
 
 
 def load(path: Path) -> Packet:
