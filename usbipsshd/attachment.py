@@ -85,6 +85,8 @@ class Attachment:
     persist: bool = False
     hub: int = 0
     """The number of the hub that made it; 0 for none."""
+    bound_to: str = ""
+    """The caller's name on the bus if it lives no longer than that; empty if not."""
     input_allowed: bool = False
     """Whether it was approved for what can type or carry the network."""
     state: State = State.CONNECTING
@@ -139,6 +141,7 @@ class Life:
         self._abandoned = False
         self._slept = False
         self._recover_until = 0.0
+        self._usable_since = 0.0
         self._idle = asyncio.Event()
         self._usable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._gone = asyncio.Event()
@@ -177,13 +180,14 @@ class Life:
         if self.attachment.state is State.WAITING:
             await self._wait()
         while not self._ending():
-            started = self._steps.now()
             error = await self._interruptible(self._attached())
             if self._ending():
                 return error
-            if not self._asleep:
-                self._backoff.ran(self._steps.now() - started)
-            if not self._goes_on():
+            if self._usable_since:
+                # Trying for long is no good run.
+                self._backoff.ran(self._steps.now() - self._usable_since)
+                self._usable_since = 0.0
+            if not self._goes_on(error):
                 return error
             self._idle.clear()
             self._happened(Event.PAUSED)
@@ -191,9 +195,10 @@ class Life:
             await self._wait()
         return _DETACHED
 
-    def _goes_on(self) -> bool:
+    def _goes_on(self, error: UsbipError) -> bool:
         """Whether there will be another try."""
-        if self._asleep:
+        if self._asleep or error is _DETACHED:
+            # Nothing but sleep interrupts what is not being detached, however short it was.
             return True
         if not self._usable.done():
             return False
@@ -210,6 +215,7 @@ class Life:
                 self._slept = False
                 if not self._usable.done():
                     self._usable.set_result(None)
+            self._usable_since = self._steps.now()
             error = await self._steps.ended()
         except UsbipError as failure:
             error = failure
@@ -303,6 +309,10 @@ class Life:
     def poke(self) -> None:
         """There is good news: if it waits, it tries now, and starts waiting at the bottom again."""
         self._backoff.reset()
+        self._poked.set()
+
+    def nudge(self) -> None:
+        """If it waits, it tries now; if that fails, it waits for longer than before."""
         self._poked.set()
 
     async def idle(self) -> None:

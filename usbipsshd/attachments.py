@@ -19,7 +19,7 @@ from usbipsshd.device import Device
 from usbipsshd.errors import Code, UsbipError
 from usbipsshd.importer import Imported, Importer
 from usbipsshd.journal import Happening, tell
-from usbipsshd.link import Link
+from usbipsshd.link import Link, LinkState
 from usbipsshd.pattern import Pattern
 from usbipsshd.remoteusb import RemoteUsb
 from usbipsshd.udev import Events
@@ -56,6 +56,9 @@ class _Entry:
     imported: Imported | None = None
     session: Session | None = None
     """The session that exports it; None before it was asked to."""
+    failed: tuple[str, int] | None = None
+    """Bus id and device number of what failed although it was there: trying changes it there,
+    so that what changes there is no good news before it is plugged in anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,9 @@ class Attachments:
         self._numbers = count(1)
         self._entries: dict[int, _Entry] = {}
         self._listeners: list[AttachmentListener] = []
+        self._asleep = False
+        self._stopping = False
+        self._looking: set[str] = set()
         events.listen(self.look)
 
     def listen(self, listener: AttachmentListener) -> None:
@@ -128,6 +134,8 @@ class Attachments:
                 Code.ALREADY_ATTACHED,
                 f"{other.device.busid} of {other.remote} is {_doing(other)} here already.",
             )
+        if self._stopping:
+            raise stopping()
         if len(self._entries) >= MAX_ATTACHMENTS:
             raise UsbipError(
                 Code.LIMITS_EXCEEDED, f"At most {MAX_ATTACHMENTS} devices can be attached."
@@ -162,6 +170,8 @@ class Attachments:
     def _start(self, entry: _Entry) -> None:
         for listener in self._listeners:
             listener.attachment_added(entry.attachment)
+        if self._asleep:
+            entry.life.sleep()
         self._group.create_task(self._live(entry), name=f"attachment {entry.attachment.number}")
 
     async def _live(self, entry: _Entry) -> None:
@@ -206,17 +216,22 @@ class Attachments:
             entry.life.detach()
 
     async def close(self) -> None:
-        """Detach everything."""
+        """Detach everything; nothing begins any more."""
+        self._stopping = True
         async with asyncio.TaskGroup() as group:
             for attachment in self:
                 group.create_task(self.detach(attachment))
 
+    def abandon_soon(self) -> None:
+        """Begin to end without giving anything back; nothing begins any more."""
+        self._stopping = True
+        for entry in self._entries.values():
+            entry.life.abandon()
+
     async def abandon(self) -> None:
         """End without giving anything back: another process takes over."""
-        lives = [e.life for e in self._entries.values()]
-        for life in lives:
-            life.abandon()
-        for life in lives:
+        self.abandon_soon()
+        for life in [e.life for e in self._entries.values()]:
             await life.gone()
 
     def running(self) -> list[Running]:
@@ -228,7 +243,11 @@ class Attachments:
         ]
 
     async def sleep(self) -> None:
-        """Give everything back until :meth:`wake`; one failing doesn't stop the others."""
+        """Give everything back until :meth:`wake`; one failing doesn't stop the others.
+
+        What begins meanwhile waits for :meth:`wake`, too.
+        """
+        self._asleep = True
         async with asyncio.TaskGroup() as group:
             for entry in self._entries.values():
                 entry.life.sleep()
@@ -236,6 +255,7 @@ class Attachments:
 
     def wake(self) -> None:
         """The machine is awake again: everything comes back."""
+        self._asleep = False
         for entry in self._entries.values():
             entry.life.wake()
 
@@ -282,11 +302,43 @@ class Attachments:
             self._end(entry, error)
 
     def link_changed(self, link: Link) -> None:
-        """See :class:`usbipsshd.links.LinkListener`; nothing to do."""
+        """See :class:`usbipsshd.links.LinkListener`: it can be reached again."""
+        if link.status.state is LinkState.CONNECTED:
+            for entry in self._entries.values():
+                if entry.link is link:
+                    entry.life.nudge()
 
     def link_devices_changed(self, link: Link) -> None:
         """See :class:`usbipsshd.links.LinkListener`: what is missing may be back."""
-        self.poke(link.remote.name)
+        name = link.remote.name
+        failed = False
+        for entry in self._entries.values():
+            if entry.link is not link or entry.attachment.state is not State.WAITING:
+                continue
+            if entry.failed is None:
+                entry.life.poke()
+            else:
+                failed = True
+        if failed and name not in self._looking:
+            self._looking.add(name)
+            self._group.create_task(self._see_what_changed(link), name=f"look at {name}")
+
+    async def _see_what_changed(self, link: Link) -> None:
+        """Try at once what had failed and was unplugged or plugged in anew meanwhile."""
+        name = link.remote.name
+        try:
+            async with link.use() as session:
+                # From here on, another change is worth another look.
+                self._looking.discard(name)
+                there = {(d.busid, d.devnum) for d in await RemoteUsb(session, name).devices()}
+        except UsbipError:
+            return
+        finally:
+            self._looking.discard(name)
+        for entry in self._entries.values():
+            if entry.link is link and entry.failed is not None and entry.failed not in there:
+                entry.failed = None
+                entry.life.poke()
 
     def link_released(self, link: Link, busid: str, error: UsbipError) -> None:
         """The session says that an export ended by itself."""
@@ -319,7 +371,8 @@ class Attachments:
             device = attachment.device
             await self._importer.prepare(device.speed)
             entry.session = session
-            fd = await usb.export(device, unmount=attachment.unmount)
+            entry.failed = (device.busid, device.devnum)
+            fd = await self._export(usb, attachment)
         try:
             imported = await self._importer.attach(fd, device, lambda i: self._taken(entry, i))
         except UsbipError as error:
@@ -329,6 +382,7 @@ class Attachments:
             raise
         finally:
             os.close(fd)
+        entry.failed = None
         self._importer.keep_awake(imported.local_busid)
         attachment.device_nodes = self._importer.nodes(imported.local_busid)
         attachment.attached_at = int(self._now() * 1_000_000)
@@ -341,6 +395,18 @@ class Attachments:
             f"{imported.local_busid} for uid {attachment.owner_uid}",
         )
 
+    @staticmethod
+    async def _export(usb: RemoteUsb, attachment: Attachment) -> int:
+        device = attachment.device
+        try:
+            return await usb.export(device, unmount=attachment.unmount)
+        except UsbipError as error:
+            if error.code is not Code.ALREADY_ATTACHED:
+                raise
+        # Left by a process before this one, that could not finish; nobody here uses it.
+        await usb.release(device.busid, rebind=True)
+        return await usb.export(device, unmount=attachment.unmount)
+
     async def _find_again(self, entry: _Entry, usb: RemoteUsb) -> Device:
         """The device that is meant now; raise :exc:`UsbipError` if it is not the approved one."""
         attachment = entry.attachment
@@ -352,7 +418,7 @@ class Attachments:
 
         device = await self._chooser.one(usb, attachment.remote, pattern, free)
         summary_of(attachment.remote, device)
-        if pattern.busid:
+        if pattern.busid and not pattern.negated:
             approved = same_device(attachment.device, device)
         else:
             approved = no_more_than(attachment.device, device, attachment.remote)
@@ -414,6 +480,11 @@ class Attachments:
                     "%s of %s: giving back failed: %s",
                     attachment.device.busid, attachment.remote, error,
                 )  # fmt: skip
+
+
+def stopping() -> UsbipError:
+    """The error for what is asked for too late."""
+    return UsbipError(Code.CANCELLED, "usbipsshd is stopping; try again in a moment.")
 
 
 def _doing(attachment: Attachment) -> str:

@@ -9,12 +9,12 @@ from itertools import count
 from typing import Protocol
 
 from usbipsshd.attachment import Attachment
-from usbipsshd.attachments import Attachments
+from usbipsshd.attachments import Attachments, stopping
 from usbipsshd.backoff import Backoff
 from usbipsshd.chooser import Chooser
 from usbipsshd.errors import Code, UsbipError
 from usbipsshd.hub import Hub, HubLife
-from usbipsshd.link import Link
+from usbipsshd.link import Link, LinkState
 
 MAX_HUBS = 64
 
@@ -52,6 +52,8 @@ class Hubs:
         self._numbers = count(1)
         self._lives: dict[int, HubLife] = {}
         self._listeners: list[HubListener] = []
+        self._asleep = False
+        self._stopping = False
 
     def listen(self, listener: HubListener) -> None:
         """Tell ``listener`` of everything from now on."""
@@ -82,6 +84,8 @@ class Hubs:
             raise UsbipError(
                 Code.ALREADY_ATTACHED, f"There is a hub for these devices of {hub.remote} already."
             )
+        if self._stopping:
+            raise stopping()
         if len(self._lives) >= MAX_HUBS:
             raise UsbipError(Code.LIMITS_EXCEEDED, f"At most {MAX_HUBS} hubs can be attached.")
         life = HubLife(
@@ -95,6 +99,8 @@ class Hubs:
             restored=restored,
         )
         self._lives[hub.number] = life
+        if self._asleep:
+            life.sleep()
         for listener in self._listeners:
             listener.hub_added(hub)
         self._group.create_task(self._live(life), name=f"hub {hub.number}")
@@ -137,17 +143,22 @@ class Hubs:
             life.detach()
 
     async def close(self) -> None:
-        """Detach everything."""
+        """Detach everything; nothing begins any more."""
+        self._stopping = True
         async with asyncio.TaskGroup() as group:
             for hub in self:
                 group.create_task(self.detach(hub))
 
+    def abandon_soon(self) -> None:
+        """Begin to end without giving anything back; nothing begins any more."""
+        self._stopping = True
+        for life in self._lives.values():
+            life.abandon()
+
     async def abandon(self) -> None:
         """End without giving anything back: another process takes over."""
-        lives = list(self._lives.values())
-        for life in lives:
-            life.abandon()
-        for life in lives:
+        self.abandon_soon()
+        for life in list(self._lives.values()):
             await life.gone()
 
     def leave_alone(self, attachment: Attachment) -> None:
@@ -157,12 +168,14 @@ class Hubs:
             life.leave_alone(attachment)
 
     def sleep(self) -> None:
-        """Stop watching until :meth:`wake`."""
+        """Stop watching until :meth:`wake`; what begins meanwhile waits for it, too."""
+        self._asleep = True
         for life in self._lives.values():
             life.sleep()
 
     def wake(self) -> None:
         """Watch again."""
+        self._asleep = False
         for life in self._lives.values():
             life.wake()
 
@@ -173,7 +186,11 @@ class Hubs:
                 life.poke()
 
     def link_changed(self, link: Link) -> None:
-        """See :class:`usbipsshd.links.LinkListener`; nothing to do."""
+        """See :class:`usbipsshd.links.LinkListener`: it can be reached again."""
+        if link.status.state is LinkState.CONNECTED:
+            for life in self._lives.values():
+                if life.link is link:
+                    life.nudge()
 
     def link_devices_changed(self, link: Link) -> None:
         """See :class:`usbipsshd.links.LinkListener`."""
