@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -48,7 +49,9 @@ class TakeOver:
         """Take over sessions, then begin what is remembered; what cannot go on is logged."""
         numbers = [a.number for a in remembered.attachments]
         self._attachments.skip_numbers(max(numbers, default=0))
-        self._hubs.skip_numbers(max((h.number for h in remembered.hubs), default=0))
+        # Also those of hubs that were left out, and live on in their attachments alone.
+        hubs = [h.number for h in remembered.hubs] + [a.hub for a in remembered.attachments]
+        self._hubs.skip_numbers(max(hubs, default=0))
         names = {a.remote for a in remembered.attachments} | {h.remote for h in remembered.hubs}
         sessions = self._sessions(names, descriptors)
         # Hubs first: their attachments find them.
@@ -77,21 +80,19 @@ class TakeOver:
         for stored, fds in descriptors.items():
             name = wanted.get(stored)
             for fd in fds:
-                try:
-                    sock = socket.socket(fileno=fd)
-                    channel = SeqPacket(sock)
-                except (OSError, ValueError):
-                    os.close(fd)
-                    continue
-                if name is None or name in sessions:
-                    # Without us it gives everything back and ends.
-                    channel.close()
+                channel = _channel(fd)
+                if channel is None or name is None or name in sessions:
+                    # Without us it gives everything back and ends. The one that is used of
+                    # several is stored anew as soon as its link runs.
+                    if channel is not None:
+                        channel.close()
                     self._links.keeper.unstore(stored)
                     continue
                 try:
                     link = self._links.to(self._store.find(name))
                 except UsbipError:
                     channel.close()
+                    self._links.keeper.unstore(stored)
                     continue
                 sessions[name] = link.take_over(channel)
         return sessions
@@ -122,17 +123,35 @@ class TakeOver:
         """Give back what the session exports and nobody here knows of, and the other way round."""
         usb = RemoteUsb(session, name)
         try:
-            exported = set(await usb.exports())
-            for attachment in self._attachments:
-                if attachment.remote == name and attachment.state is State.ATTACHED:
-                    if attachment.device.busid not in exported:
-                        self._attachments.lost(attachment, _LOST)
-                    exported.discard(attachment.device.busid)
-            for busid in exported:
-                if self._attachments.at(name, busid) is None:
-                    await usb.release(busid, rebind=True)
+            # The link of a session that nobody uses any more becomes idle after this.
+            with self._links.to(self._store.find(name)).kept():
+                exported = set(await usb.exports())
+                for attachment in self._attachments:
+                    if attachment.remote == name and attachment.state is State.ATTACHED:
+                        if attachment.device.busid not in exported:
+                            self._attachments.lost(attachment, _LOST)
+                        exported.discard(attachment.device.busid)
+                for busid in exported:
+                    used = self._attachments.at(name, busid)
+                    if used is None or used.state is State.WAITING:
+                        await usb.release(busid, rebind=True)
         except UsbipError as error:
             log.warning("%s: its session was taken over and does not answer: %s", name, error)
+
+
+def _channel(fd: int) -> SeqPacket | None:
+    """The control socket that ``fd`` is; closed and None if it is none."""
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.close(fd)
+        return None
+    try:
+        return SeqPacket(sock)
+    except ValueError:
+        sock.close()
+        return None
 
 
 _LOST = UsbipError(Code.DEVICE_FAILED, "The device was given back while usbipsshd restarted.")
