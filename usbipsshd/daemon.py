@@ -45,7 +45,7 @@ class Daemon:
 
         Raises ConnectionError when the bus is gone, and what kept it from starting.
         """
-        settings, paths = self._settings, self._settings.paths
+        paths = self._settings.paths
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
@@ -68,6 +68,10 @@ class Daemon:
             bus = Connection(settings.bus_address)
             try:
                 lost = await self._serve(bus, parts, group)
+            except BaseException:
+                # Also when some task has failed: before its siblings, cancelled, give back.
+                parts.collapse(hand_over=settings.can_hand_over)
+                raise
             finally:
                 await bus.stop()
             if lost:
@@ -76,9 +80,8 @@ class Daemon:
     async def _serve(self, bus: Connection, parts: Parts, group: asyncio.TaskGroup) -> str:
         """Serve until it is time to stop; return why the bus went, empty if it did not."""
         settings = self._settings
-        manager = Manager(
-            parts.service, Authority(bus.call), Bindings(parts.attachments, bus.callers)
-        )
+        bindings = Bindings(parts.attachments, bus.callers)
+        manager = Manager(parts.service, Authority(bus.call), bindings)
         tree = ObjectTree(bus.emit, manager.dispatch(), _machine_id(settings.paths.machine_id))
         parts.publish(tree)
         parts.remember(settings.descriptors)
@@ -86,6 +89,7 @@ class Daemon:
         await bus.own_name(BUS_NAME)
         logind = Logind(bus, before=parts.sleep, after=parts.wake)
         background = [
+            group.create_task(bindings.resume(), name="bindings"),
             group.create_task(logind.run(), name="logind"),
             group.create_task(settings.watch_network(parts.good_news), name="network"),
             group.create_task(settings.notifier.watchdog(), name="watchdog"),

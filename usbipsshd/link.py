@@ -186,10 +186,14 @@ class Link:
             self.status = LinkStatus()
             self._hooks.changed()
 
-    async def abandon(self) -> None:
-        """End without a word to the session: another process takes it over."""
+    def abandon_soon(self) -> None:
+        """Say nothing more to the session, however this ends: another process takes it over."""
         self._abandoned = True
         self._stop_idle_timer()
+
+    async def abandon(self) -> None:
+        """End without a word to the session: another process takes it over."""
+        self.abandon_soon()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])

@@ -121,6 +121,11 @@ class Links:
         if link is not None:
             await link.close()
 
+    def abandon_soon(self) -> None:
+        """Say nothing more to any session, however its link ends."""
+        for link in self._links.values():
+            link.abandon_soon()
+
     async def abandon(self) -> None:
         """End every link without a word to its session: another process takes it over."""
         for link in list(self._links.values()):

@@ -135,6 +135,17 @@ class Parts:
         await self.attachments.abandon()
         await self._links.abandon()
 
+    def collapse(self, *, hand_over: bool) -> None:
+        """The daemon goes down in the middle of things: what is written down stays as it is.
+
+        With ``hand_over`` nothing is given back, so that the next process can go on.
+        """
+        self._memory.hold()
+        if hand_over:
+            self._hubs.abandon_soon()
+            self.attachments.abandon_soon()
+            self._links.abandon_soon()
+
     async def give_everything_back(self) -> None:
         """Detach everything; what persists is remembered for the next start."""
         self._memory.keep_persistent()
