@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 
@@ -62,7 +64,7 @@ def encode(fields: dict[str, str]) -> bytes:
 
 
 class JournalHandler(logging.Handler):
-    """Sends records to journald; what it does not take is lost, as any datagram."""
+    """Sends records to journald; what it does not take goes to stderr, without its fields."""
 
     def __init__(self, path: Path = SOCKET) -> None:
         super().__init__()
@@ -82,7 +84,9 @@ class JournalHandler(logging.Handler):
         try:
             self._sock.sendto(encode(fields), str(self._path))
         except OSError:
-            self.handleError(record)
+            # Too long, or too many at once. Never a traceback: stderr is the journal's, too.
+            with suppress(OSError):
+                sys.stderr.write(f"{fields['MESSAGE']}\n")
 
     def close(self) -> None:
         """Close the socket."""

@@ -35,12 +35,17 @@ async def watch_network(changed: Callable[[], None]) -> None:
             return
         sock.setblocking(False)
         came = asyncio.Event()
-        loop.add_reader(sock, came.set)
+
+        def read() -> None:
+            # What is left unread would call this again and again.
+            _drain(sock)
+            came.set()
+
+        loop.add_reader(sock, read)
         try:
             while True:
                 await came.wait()
                 await asyncio.sleep(SETTLE_SECONDS)
-                _drain(sock)
                 came.clear()
                 changed()
         finally:
