@@ -50,6 +50,7 @@ KEPT = (
     "fs/nls/nls_iso8859-1",
     "fs/overlayfs",
     "net/packet",
+    "net/sched/sch_netem",
     "net/tls",
 )
 
