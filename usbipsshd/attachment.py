@@ -324,6 +324,7 @@ class Life:
         finally:
             idle.cancel()
             gone.cancel()
+            await asyncio.wait([idle, gone])
 
     async def usable(self) -> None:
         """Wait until the device is usable here; raise :exc:`UsbipError` if that will not be."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -104,6 +105,8 @@ class Heard:
         self.lost: list[UsbipError] = []
         self.devices = 0
         self.released: list[tuple[str, UsbipError]] = []
+        self.kept: list[bool] = []
+        """True for each control socket that is to be kept, False when it is of no use any more."""
 
 
 class World:
@@ -123,9 +126,15 @@ class World:
                 devices_changed=self._plugged,
                 released=lambda b, e: self.heard.released.append((b, e)),
                 lost=self.heard.lost.append,
+                opened=self._opened,
+                ended=lambda: self.heard.kept.append(False),
             ),
             idle_seconds=idle_seconds,
         )
+
+    def _opened(self, fd: int) -> None:
+        assert stat.S_ISSOCK(os.fstat(fd).st_mode)
+        self.heard.kept.append(True)
 
     def _plugged(self) -> None:
         self.heard.devices += 1
@@ -402,7 +411,7 @@ def test_fetching_a_host_key() -> None:
         sessions.key = 5
         with refused(Code.FAILED):
             await fetch_host_key(sessions, REMOTE, "")
-        sessions.open_error = {"code": "ConnectionFailed", "detail": "refused"}
+        sessions.open_error = {"code": "ConnectionFailed", "detail": "connection refused"}
         with refused(Code.CONNECTION_FAILED, "refused"):
             await fetch_host_key(sessions, REMOTE, PRINT)
         assert sessions.started == sessions.ended == 3
