@@ -127,10 +127,13 @@ class SessionUnderTest:
             os.close(known)
         return (await self.finish(id_, limit))[0]
 
-    async def event(self, limit: float = 30) -> dict[str, Any]:
-        """The next event."""
+    async def event(self, limit: float = 30, *, changed: bool = False) -> dict[str, Any]:
+        """The next event; notices of changes only where they are wanted."""
         async with asyncio.timeout(limit):
-            return await self.events.get()
+            while True:
+                packet = await self.events.get()
+                if changed or packet["event"] != "changed":
+                    return packet
 
     async def wait_ended(self, limit: float = 30) -> int:
         """Wait for the process's end; its exit status."""

@@ -217,7 +217,10 @@ class Agent:
     def _take_notice(self, text: str) -> None:
         if text == "changed" and self._watching is not None:
             self._watching[1]()
-        elif text != "ok" and not text.startswith("fail "):
+            return
+        reply = Reply()
+        reply.add(text)
+        if not reply.done:
             raise BadReply("a notice of something else")
 
     def _end(self, why: str) -> None:

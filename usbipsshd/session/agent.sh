@@ -79,6 +79,7 @@ case ${2-} in
 esac
 nl='
 '
+tab='	'
 main=$$
 folder=
 jobs=
@@ -386,97 +387,418 @@ describe() {
 
 # --- file systems of a device ---------------------------------------------------------------
 
-# mounts BUSID: lines "OPTIONS TYPE SOURCE ROOT MOUNTPOINT" in $mounts, last mounted first, escaped
-# as the kernel does. Fails, with a reason in $why, where the device is in use in another way.
-mounts() {
-    mounts=
-    numbers=' '
-    sources=' '
-    set +f
-    set -- "$devices/$1:"*/
-    set -f
-    [ -d "$1" ] || return 0
-    found=$(find "$@" -path '*/block/*' -name dev -type f 2>/dev/null </dev/null)
-    IFS=$nl
-    for path in $found; do
-        IFS=' '
-        path=${path%/dev}
-        get "$path/dev" || continue
-        numbers="$numbers$value "
-        sources="$sources/dev/${path##*/} "
-        set +f
-        set -- "$path/holders/"*
-        set -f
-        if [ -e "$1" ]; then
-            why="${path##*/} is part of ${1##*/}"
-            return 1
-        fi
-        IFS=$nl
-    done
-    IFS=' '
-    [ "$numbers" != ' ' ] || return 0
-    while read -r source _; do
-        case $sources in
-            *" $source "*)
-                why="$source is swap space"
-                return 1
-                ;;
-        esac
-    done 2>/dev/null </proc/swaps
-    while read -r _ _ devno root point options rest; do
-        rest=${rest#*- }
-        type=${rest%% *}
-        rest=${rest#* }
-        source=${rest%% *}
-        case $numbers$sources in
-            *" $devno "* | *" $source "*)
-                mounts="$options,${rest#* } $type $source $root $point$nl$mounts"
-                ;;
-        esac
-    done 2>/dev/null </proc/self/mountinfo
-}
-
 # plainly TEXT: \040 and the like undone, in $value.
 plainly() {
     value=$(printf '%b.' "$1")
     value=${value%.}
 }
 
-# unmount: all of $mounts, or none of them; fails with a reason in $why.
-unmount() {
+# mounts BUSID: what is on the device, also by way of partitions, dm, md and loop devices:
+#   $blocks   lines "NUMBER NAME FOLDER", those on top of others first
+#   $sources  their nodes
+#   $swaps    nodes and files, one on a line
+#   $mounts   lines "OPTIONS TYPE SOURCE ROOT MOUNTPOINT", last mounted first, escaped as in /proc
+mounts() {
+    blocks=
+    sources=' '
+    mounts=
+    swaps=
+    set +f
+    set -- "$devices/$1:"*/
+    set -f
+    [ -d "$1" ] || return 0
+    found=$(find "$@" -path '*/block/*' -name dev -type f 2>/dev/null </dev/null)
+    IFS=$nl
+    # shellcheck disable=SC2086
+    set -- $found
+    IFS=' '
+    [ "$#" -ne 0 ] || return 0
+    for path; do
+        add_block "${path%/dev}" ........
+    done
+    mounted
+    # An image file on one of them, in use as a device.
+    passes=.....
+    while [ -n "$passes" ] && add_loops; do
+        passes=${passes#.}
+        mounted
+    done
+}
+
+# add_block FOLDER DEPTH: it and what is on top of it. One may come twice: what it is made of is then
+# still below it.
+add_block() {
+    [ -n "$2" ] && get "$1/dev" || return 0
+    number=$value
+    name=${1##*/}
+    blocks="$number $name $1$nl$blocks"
+    sources="$sources/dev/$name "
+    get "$1/dm/name" && sources="$sources/dev/mapper/$value "
+    set +f
+    set -- "${2#.}" "$1"/holders/* "$1/$name"*/partition
+    set -f
+    for path; do
+        [ -e "$path" ] && add_block "${path%/partition}" "$1"
+    done
+}
+
+add_loops() {
+    more=1
+    set +f
+    set -- "$sys"/block/loop*/loop/backing_file
+    set -f
+    for path; do
+        get "$path" && below "$value" || continue
+        path=${path%/loop/backing_file}
+        case $sources in
+            *" /dev/${path##*/} "*) ;;
+            *)
+                add_block "$path" ........
+                more=0
+                ;;
+        esac
+    done
+    return "$more"
+}
+
+# below PATH: whether it is on one of $mounts, which is then $point.
+below() {
+    IFS=$nl
+    for mount in $mounts; do
+        IFS=' '
+        case ${mount##* } in
+            *\\*)
+                what=$1
+                plainly "${mount##* }"
+                point=$value
+                value=$what
+                ;;
+            *) point=${mount##* } ;;
+        esac
+        case $1 in
+            "$point" | "${point%/}/"*) return ;;
+        esac
+        IFS=$nl
+    done
+    IFS=' '
+    return 1
+}
+
+# mounted: $mounts and $swaps of $blocks.
+mounted() {
+    mounts=
+    swaps=
+    while read -r _ _ number root point options rest; do
+        rest=${rest#*- }
+        type=${rest%% *}
+        rest=${rest#* }
+        source=${rest%% *}
+        case $nl$blocks$sources in
+            *"$nl$number "* | *" $source "*)
+                mounts="$options,${rest#* } $type $source $root $point$nl$mounts"
+                ;;
+        esac
+    done 2>/dev/null </proc/self/mountinfo
+    while IFS=" $tab" read -r source _; do
+        case $sources in
+            *" $source "*) swaps="$source$nl$swaps" ;;
+            *)
+                plainly "$source"
+                below "$value" && swaps="$source$nl$swaps"
+                ;;
+        esac
+    done 2>/dev/null </proc/swaps
+    return 0
+}
+
+# used: whether a process uses any of it; says in $why which and what.
+used() {
+    set -- -e /proc/
+    IFS=$nl
+    for mount in $mounts; do
+        plainly "${mount##* }"
+        set -- "$@" -e "-> $value"
+    done
+    IFS=' '
+    for source in $sources; do
+        set -- "$@" -e "-> $source"
+    done
+    set +f
+    # shellcheck disable=SC2010 # what is listed has plain names
+    found=$(ls -l /proc/[0-9]*/cwd /proc/[0-9]*/root /proc/[0-9]*/exe /proc/[0-9]*/fd 2>/dev/null |
+        grep -F "$@")
+    set -f
+    pid=
+    while IFS= read -r line; do
+        case $line in
+            /proc/*/fd:)
+                pid=${line#/proc/}
+                pid=${pid%/fd:}
+                continue
+                ;;
+            */proc/*' -> '*)
+                pid=${line%% -> *}
+                pid=${pid##*/proc/}
+                pid=${pid%/*}
+                ;;
+            *' -> '*) ;;
+            *) continue ;;
+        esac
+        line=${line#* -> }
+        case $sources in
+            *" $line "*) point=$line ;;
+            *) below "$line" || continue ;;
+        esac
+        by "$pid"
+        return
+    done <<EOT
+$found
+EOT
+    # Files that are mapped into memory and closed.
     IFS=$nl
     for mount in $mounts; do
         IFS=' '
         plainly "${mount##* }"
-        if ! bounded 30 umount -- "$value"; then
-            why="${mount##* } is in use"
-            remount
-            return 1
+        point=$value
+        set +f
+        found=$(grep -l -s -F -e " ${point%/}/" /proc/[0-9]*/maps)
+        set -f
+        if [ -n "$found" ]; then
+            found=${found%%"$nl"*}
+            found=${found#/proc/}
+            by "${found%/maps}"
+            return
         fi
-        undone="$mount$nl$undone"
+        IFS=$nl
+    done
+    IFS=' '
+    return 1
+}
+
+# by PID: it uses $point.
+by() {
+    get "/proc/$1/comm" || value=something
+    why="$value (process $1) uses $point"
+}
+
+# kind FOLDER: how a block device is taken down: crypt, lvm, dm, md, loop; false where nothing is to do.
+kind() {
+    kind=
+    case ${1##*/} in
+        dm-*)
+            kind=dm
+            get "$1/dm/uuid" && case $value in
+                CRYPT-*) command -v cryptsetup >/dev/null && kind=crypt ;;
+                LVM-*) command -v lvchange >/dev/null && kind=lvm ;;
+            esac
+            get "$1/dm/name"
+            ;;
+        md*) [ -d "$1/md" ] && kind=md ;;
+        loop*) [ -d "$1/loop" ] && get "$1/loop/backing_file" && kind=loop ;;
+    esac
+    [ -n "$kind" ]
+}
+
+# stacked: whether any of $blocks is on top of another.
+stacked() {
+    case $nl$blocks in
+        *" dm-"* | *" md"* | *" loop"*) ;;
+        *) return 1 ;;
+    esac
+}
+
+# can_unmount: whether all of it can be taken down, before anything is.
+can_unmount() {
+    used && return 1
+    IFS=$nl
+    for block in $blocks; do
+        IFS=' '
+        if kind "${block##* }"; then
+            case $kind in
+                crypt) tool=cryptsetup ;;
+                lvm) tool=lvchange ;;
+                dm) tool=dmsetup ;;
+                md) tool=mdadm ;;
+                loop) tool=losetup ;;
+            esac
+            if ! command -v "$tool" >/dev/null; then
+                why="it is part of ${block##*/}, and there is no $tool"
+                return 1
+            fi
+        fi
         IFS=$nl
     done
     IFS=' '
 }
 
-# remount: what unmount has undone so far.
+# unmount: all of it, or nothing; fails with a reason in $why.
+unmount() {
+    [ -n "$blocks" ] || return 0
+    can_unmount || return
+    IFS=$nl
+    for source in $swaps; do
+        IFS=' '
+        plainly "$source"
+        if ! bounded 20 swapoff -- "$value"; then
+            why="$value is swap space in use"
+            remount
+            return 1
+        fi
+        undone="swap $source$nl$undone"
+        IFS=$nl
+    done
+    IFS=' '
+    # A file system that holds a loop device's file comes after that.
+    passes=...
+    while [ -n "$mounts" ]; do
+        if [ -z "$passes" ]; then
+            remount
+            return 1
+        fi
+        passes=${passes#.}
+        unmount_once
+        take_down loop
+    done
+    # Nothing can be in the way from here on. An encrypted one could not be opened again.
+    if ! take_down 'dm crypt lvm md loop'; then
+        remount
+        return 1
+    fi
+}
+
+# unmount_once: those of $mounts that can be, leaving the others there.
+unmount_once() {
+    left=
+    IFS=$nl
+    for mount in $mounts; do
+        IFS=' '
+        # shellcheck disable=SC2086 # the fields are escaped, so they hold no spaces
+        set -- $mount
+        plainly "$3"
+        source=$value
+        plainly "$5"
+        point=$value
+        case $point in
+            /media/* | /run/media/*) udisks "$source" ;;
+            *) false ;;
+        esac || bounded 20 umount -- "$point" ||
+            {
+                why="$point is in use"
+                left="$left$mount$nl"
+                IFS=$nl
+                continue
+            }
+        undone="mount $mount$nl$undone"
+        IFS=$nl
+    done
+    IFS=' '
+    mounts=$left
+}
+
+# udisks NODE: unmounts what it has mounted, and its folder goes, too.
+udisks() {
+    command -v udisksctl >/dev/null && bounded 20 udisksctl unmount --no-user-interaction -b "$1"
+}
+
+# take_down KINDS: those of $blocks.
+take_down() {
+    IFS=$nl
+    for block in $blocks; do
+        IFS=' '
+        place=${block##* }
+        if [ -e "$place/dev" ] && kind "$place"; then
+            label=$value
+            node=/dev/${place##*/}
+            case " $1 " in
+                *" $kind "*) take_down_one || return ;;
+            esac
+        fi
+        IFS=$nl
+    done
+    IFS=' '
+}
+
+take_down_one() {
+    redo=
+    case $kind in
+        crypt) bounded 20 cryptsetup close "$label" ;;
+        lvm) bounded 20 lvchange -an "/dev/mapper/$label" && redo="lvm $label" ;;
+        dm)
+            table=$(dmsetup table "$label" 2>/dev/null)
+            bounded 20 dmsetup remove --retry "$label" && case $table in
+                *"$nl"* | '') ;;
+                *) redo="dm $label $table" ;;
+            esac
+            ;;
+        md)
+            set +f
+            set -- "$place/slaves/"*
+            set -f
+            members=
+            for each; do
+                members="$members /dev/${each##*/}"
+            done
+            bounded 20 mdadm --stop "$node" && redo="md $node$members"
+            ;;
+        loop)
+            get "$place/loop/offset"
+            bounded 20 losetup -d "$node" && redo="loop $node ${value:-0} $label"
+            ;;
+    esac
+    # Some tools only ask for it, and it is done a moment later.
+    waited=0
+    while [ -e "$place/dev" ] && kind "$place"; do
+        if [ -z "$redo" ] && [ "$kind" != crypt ] || [ "$waited" -ge 20 ]; then
+            why="${node#/dev/} is in use"
+            return 1
+        fi
+        nap
+    done
+    [ -z "$redo" ] || undone="$redo$nl$undone"
+}
+
+# remount: put back what unmount has undone so far, as far as that can be.
 remount() {
     IFS=$nl
     for mount in $undone; do
         IFS=' '
-        # shellcheck disable=SC2086 # the fields are escaped, so they hold no spaces
+        rest=${mount#* }
+        # shellcheck disable=SC2086
         set -- $mount
-        plainly "$5"
-        point=$value
-        plainly "$3"
-        waited=0
-        while [ ! -e "$value" ] && [ "$waited" -lt 20 ]; do
-            nap
-        done
-        [ "$4" != / ] || bounded 30 mount -t "$2" -o "$1" -- "$value" "$point"
+        case $1 in
+            mount)
+                plainly "$6"
+                point=$value
+                plainly "$4"
+                waited=0
+                while [ ! -e "$value" ] && [ "$waited" -lt 20 ]; do
+                    nap
+                done
+                # udisks has removed it.
+                case $point in
+                    /media/* | /run/media/*) [ -d "$point" ] || mkdir -p -- "$point" ;;
+                esac
+                [ "$5" != / ] || bounded 30 mount -t "$3" -o "$2" -- "$value" "$point"
+                ;;
+            swap)
+                plainly "$2"
+                bounded 10 swapon -- "$value"
+                ;;
+            lvm) bounded 20 lvchange -ay "/dev/mapper/$2" ;;
+            dm) bounded 20 dmsetup create "$2" --table "${rest#* }" ;;
+            md)
+                shift
+                bounded 20 mdadm --assemble "$@"
+                ;;
+            loop)
+                rest=${rest#* }
+                bounded 10 losetup -o "$3" "$2" "${rest#* }"
+                ;;
+        esac
         IFS=$nl
     done
     IFS=' '
+    undone=
 }
 
 # --- exporting ------------------------------------------------------------------------------
@@ -681,11 +1003,8 @@ may_bind() {
         fail DeviceBusy 'it is in use by another machine'
         return 1
     fi
-    if ! mounts "$1"; then
-        fail DeviceBusy "$why"
-        return 1
-    fi
-    if [ -n "$mounts" ] && [ "$6" = 0 ]; then
+    mounts "$1"
+    if [ "$6" = 0 ] && { [ -n "$mounts$swaps" ] || stacked; }; then
         fail DeviceBusy 'it is mounted'
         return 1
     fi
