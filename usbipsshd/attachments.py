@@ -399,13 +399,13 @@ class Attachments:
     async def _export(usb: RemoteUsb, attachment: Attachment) -> int:
         device = attachment.device
         try:
-            return await usb.export(device, unmount=attachment.unmount)
+            return await usb.export(device, unmount=attachment.unmount, rebind=attachment.rebind)
         except UsbipError as error:
             if error.code is not Code.ALREADY_ATTACHED:
                 raise
         # Left by a process before this one, that could not finish; nobody here uses it.
         await usb.release(device.busid, rebind=True)
-        return await usb.export(device, unmount=attachment.unmount)
+        return await usb.export(device, unmount=attachment.unmount, rebind=attachment.rebind)
 
     async def _find_again(self, entry: _Entry, usb: RemoteUsb) -> Device:
         """The device that is meant now; raise :exc:`UsbipError` if it is not the approved one."""

@@ -16,8 +16,8 @@ open     host, port, user, sudo; fds: a connected ssh-agent
          socket, a file in known_hosts format                     {}
 host-key host, port, fingerprint ("" or the wanted one)           {"key": "type base64"}
 list     busid ("" for all), descriptors                          {} after rows {"device": …}
-export   busid, vendor_id, product_id, devid, unmount             {}; fd: a connected stream
-                                                                  socket
+export   busid, vendor_id, product_id, devid, unmount, rebind:    {}; fd: a connected stream
+         what becomes of it when the connection ends by itself    socket
 release  busid, rebind                                            {}
 unbind   busid                                                    {}
 statistics busid                                                  {"received", "sent"}: bytes

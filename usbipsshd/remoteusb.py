@@ -64,7 +64,7 @@ class RemoteUsb:
         unique = {d.busid: d for d in devices}
         return sorted(unique.values(), key=lambda d: busid_key(d.busid))
 
-    async def export(self, device: Device, *, unmount: bool) -> int:
+    async def export(self, device: Device, *, unmount: bool, rebind: bool) -> int:
         """Export a device; return a descriptor of the socket for vhci, the caller's to close."""
         with _explained(self._remote):
             reply = await self._session.request(
@@ -75,6 +75,7 @@ class RemoteUsb:
                 product_id=device.product_id,
                 devid=device.devid,
                 unmount=unmount,
+                rebind=rebind,
             )
             with reply.descriptors:
                 return reply.descriptors.take(0)

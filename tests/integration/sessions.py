@@ -77,6 +77,8 @@ class SessionUnderTest:
 
     async def start(self, op: str, fds: tuple[int, ...] = (), **fields: Any) -> int:
         """Send a request; its id."""
+        if op == "export":
+            fields.setdefault("rebind", True)
         id_ = next(self._ids)
         self._answers[id_] = asyncio.Queue()
         packet: Packet = {"op": op, "id": id_, **fields}

@@ -24,9 +24,6 @@ log = logging.getLogger(__name__)
 EXPORT_LIMIT = 20.0
 """Seconds from the request to the near end, without what undoing takes."""
 MAX_EXPORTS = 64
-GRACE = 0.5
-"""Seconds from a connection's end until the device is given back. Whoever ended it on purpose says
-in that time how it wants that done."""
 
 T = TypeVar("T")
 Listen = Callable[[Sequence[str], str], Awaitable[Carrier]]
@@ -42,6 +39,8 @@ class Wanted:
     product_id: int
     devid: int
     unmount: bool
+    rebind: bool
+    """Whether its own driver gets it back when the connection ends by itself."""
 
 
 async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
@@ -88,7 +87,7 @@ class Exports:
                 raise Failure(Code.LIMITS_EXCEEDED, "too many devices from one remote")
             carrier, near = await self._establish(wanted)
             self._held[wanted.busid] = carrier
-            self._watchers[wanted.busid] = asyncio.create_task(self._watch(wanted.busid, carrier))
+            self._watchers[wanted.busid] = asyncio.create_task(self._watch(wanted, carrier))
             return near
 
     async def _establish(self, wanted: Wanted) -> tuple[Carrier, socket.socket]:
@@ -141,28 +140,29 @@ class Exports:
             task.exception()
         await self._give_back(busid)
 
-    async def _give_back(self, busid: str) -> Failure | None:
+    async def _give_back(self, busid: str, *, rebind: bool = True) -> Failure | None:
         try:
-            await self._agent.release(busid, rebind=True)
+            await self._agent.release(busid, rebind=rebind)
         except Failure as failure:
             log.warning("%s was not given back: %s", busid, failure)
             return failure
         return None
 
-    async def _watch(self, busid: str, carrier: Carrier) -> None:
+    async def _watch(self, wanted: Wanted, carrier: Carrier) -> None:
+        busid = wanted.busid
         why = await asyncio.shield(carrier.ended)
-        await asyncio.sleep(GRACE)
         async with self._agent.device(busid):
             if self._held.get(busid) is not carrier or self._agent.ended.done():
                 return
             log.info("the connection of %s ended %s", busid, why)
-            await to_the_end(self._end_by_itself(busid, carrier))
+            await to_the_end(self._end_by_itself(wanted, carrier))
 
-    async def _end_by_itself(self, busid: str, carrier: Carrier) -> None:
+    async def _end_by_itself(self, wanted: Wanted, carrier: Carrier) -> None:
+        busid = wanted.busid
         del self._held[busid]
         del self._watchers[busid]
         await carrier.close()
-        failure = await self._give_back(busid)
+        failure = await self._give_back(busid, rebind=wanted.rebind)
         if not self._agent.ended.done():
             await self._released(busid, failure)
 

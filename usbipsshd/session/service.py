@@ -293,6 +293,7 @@ class Session:
             product_id=get_int(packet, "product_id", 0xFFFF),
             devid=get_int(packet, "devid"),
             unmount=get_bool(packet, "unmount"),
+            rebind=get_bool(packet, "rebind"),
         )
         near = await remote.exports.export(wanted)
         with near:
