@@ -678,6 +678,13 @@ unmount_once() {
         source=$value
         plainly "$5"
         point=$value
+        again=$mount
+        loop=$sys/block/${source#/dev/}/loop
+        if get "$loop/backing_file"; then
+            image=$(printf %s "$value" | sed "s/\\\\/&134/g; s/ /\\\\040/g; s/$tab/\\\\011/g")
+            get "$loop/offset"
+            again="$1,loop,offset=${value:-0} $2 $image $4 $5"
+        fi
         case $point in
             /media/* | /run/media/*) udisks "$source" ;;
             *) false ;;
@@ -688,7 +695,9 @@ unmount_once() {
                 IFS=$nl
                 continue
             }
-        undone="mount $mount$nl$undone"
+        # A loop device may go with what was mounted from it.
+        [ -e "$loop/backing_file" ] && again=$mount
+        undone="mount $again$nl$undone"
         IFS=$nl
     done
     IFS=' '
@@ -759,7 +768,24 @@ take_down_one() {
 
 # remount: put back what unmount has undone so far, as far as that can be.
 remount() {
+    [ -n "$undone" ] || return
+    # The device has just been given back, and its disks take a moment.
+    waited=0
     IFS=$nl
+    for block in $blocks; do
+        IFS=' '
+        block=${block#* }
+        block=${block%% *}
+        case $block in
+            dm-* | md* | loop*) ;;
+            *)
+                while [ ! -b "/dev/$block" ] && [ -d "$at" ] && [ "$waited" -lt 50 ]; do
+                    nap
+                done
+                ;;
+        esac
+        IFS=$nl
+    done
     for mount in $undone; do
         IFS=' '
         rest=${mount#* }
@@ -1223,7 +1249,7 @@ watch_with_udevadm() {
     children=$!
     {
         rm -rf "$pipe"
-        while read -r _ _ action _; do
+        while read -r _ action _; do
             case $action in
                 add | remove) ;;
                 *) continue ;;
