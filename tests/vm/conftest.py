@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from vm.testbed import images, pair
-from vm.testbed.desk import Desk
+from vm.testbed.desk import BUS_NAME, ROOT, Desk
 from vm.testbed.host import TestbedError
 from vm.testbed.pair import Pair
 from vm.testbed.pi import Pi
@@ -41,6 +41,14 @@ def desk(machines: Pair) -> Desk:
     return machines.desk
 
 
+@pytest.fixture(scope="session")
+def listed(machines: Pair) -> None:
+    """pi is a remote of desk's: it accepts the daemon's key, and its own is trusted."""
+    pi, desk = machines.pi, machines.desk
+    pi.authorize(desk.properties(ROOT, f"{BUS_NAME}.Manager")["PublicKey"])
+    desk.trust("pi", "root@pi", pi.fingerprint())
+
+
 @pytest.fixture(autouse=True)
 def nothing_attached_afterwards(machines: Pair) -> Iterator[None]:
     """After each test no port is taken, nothing is exported, and both kernels are sound."""
@@ -58,3 +66,4 @@ def nothing_running_afterwards(machines: Pair) -> Iterator[None]:
     yield
     machines.desk.stop_daemon()
     assert machines.settled(machines.pi.agents_left) == []
+    assert "Traceback" not in machines.desk.journal("usbips")

@@ -152,12 +152,29 @@ class Desk(Machine):
         }
 
     def trust(self, name: str, address: str, fingerprint: str, *, sudo: bool = False) -> None:
-        """Add a remote and pin its host key, as root."""
+        """Add a remote, anew if it is there already, and pin its host key, as root."""
+        if f"{ROOT}/remote/{name}" in self.objects():
+            self.manager("root", "RemoveRemote", name)
         options: dict[str, tuple[str, object]] = {"address": ("s", address)}
         if sudo:
             options["sudo"] = ("b", "true")
         self.manager("root", "AddRemote", name, options=options)
         self.manager("root", "TrustHostKey", name, fingerprint)
+
+    def attach(self, user: str, pattern: str, remote: str = "pi", **options: bool) -> str:
+        """Attach a device; the attachment's object path."""
+        given: dict[str, tuple[str, object]] = {k: ("b", v) for k, v in options.items()}
+        (path,) = self.manager(user, "Attach", remote, pattern, options=given, timeout=120)
+        return str(path)
+
+    def attachment(self, path: str) -> dict[str, Any]:
+        """An attachment's properties."""
+        return self.properties(path, f"{BUS_NAME}.Attachment")
+
+    def detach(self, user: str, target: str) -> int:
+        """Detach; how many there were."""
+        (count,) = self.manager(user, "Detach", target, timeout=120)
+        return int(count)
 
     # The kernel.
 

@@ -89,10 +89,11 @@ class Pi(Machine):
 
     # Hands on the hardware.
 
-    def plug(self, name: str) -> None:
-        """Plug one of PLUGGABLE in."""
+    def plug(self, name: str, **changes: object) -> None:
+        """Plug one of PLUGGABLE in, perhaps changed: another `port`, another `serial`."""
         with self.qmp() as qmp:
-            qmp.command("device_add", id=name, bus="xhci.0", **PLUGGABLE[name])
+            options = {"bus": "xhci.0", **PLUGGABLE[name], **changes}
+            qmp.command("device_add", id=name, **options)
 
     def unplug(self, name: str) -> None:
         """Pull a device out, without asking anybody."""

@@ -1,0 +1,412 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the tests of faults share: the daemon's log as it comes, a file being written, leftovers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from types import TracebackType
+from typing import Self
+
+from usbipsshd.journal import Happening
+from vm.testbed.desk import BUS_NAME, Desk
+from vm.testbed.host import TestbedError
+from vm.testbed.pi import Pi
+
+PERSON = "alice"
+STICK, KEYBOARD = "2-2", "1-1"
+MOUNT = "/run/testbed-mount"
+DEAD_PEER_SECONDS = 15.0
+GIVEN_BACK_SECONDS = 60.0
+
+
+def eventually(look: Callable[[], bool], seconds: float, what: str) -> float:
+    """Wait until `look` says yes; the monotonic time when it did. Fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        # What was true when it was asked for counts from then.
+        asked = time.monotonic()
+        if look():
+            return asked
+        if asked > deadline:
+            raise AssertionError(f"not within {seconds:.0f} s: {what}")
+        time.sleep(0.2)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the daemon's log, and when it arrived here (monotonic seconds)."""
+
+    at: float
+    text: str
+    happening: str
+    busid: str
+
+
+class Log:
+    """The daemon's journal, from the beginning of this boot on, as it comes."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._entries: list[Entry] = []
+        self._news = threading.Condition()
+        self._open()
+
+    def _open(self) -> None:
+        self._process = self._desk.ssh.start(
+            "journalctl", "-f", "-n", "all", "-o", "json",
+            "--output-fields=MESSAGE,MESSAGE_ID,USBIPSSH_BUSID",
+            "_SYSTEMD_UNIT=usbipsshd.service",
+        )  # fmt: skip
+        self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
+        self._reader.start()
+
+    def _read(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            fields = json.loads(line)
+            entry = Entry(
+                time.monotonic(),
+                str(fields.get("MESSAGE", "")),
+                str(fields.get("MESSAGE_ID", "")),
+                str(fields.get("USBIPSSH_BUSID", "")),
+            )
+            with self._news:
+                self._entries.append(entry)
+                self._news.notify_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._process.kill()
+        self._process.wait(timeout=20)
+        self._reader.join(timeout=20)
+        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if stream is not None:
+                stream.close()
+
+    def again(self) -> None:
+        """Follow anew, after the machine has booted anew; the former entries are forgotten."""
+        self.__exit__(None, None, None)
+        self._entries.clear()
+        self._open()
+
+    def texts(self, since: float) -> list[str]:
+        """The lines since then, for a failed assertion."""
+        with self._news:
+            return [entry.text for entry in self._entries if entry.at >= since]
+
+    def wait(
+        self, what: Happening | str, busid: str = "", *, since: float, seconds: float = 30
+    ) -> float:
+        """Wait for a happening (of a device), or a line with some text; when it came."""
+
+        def fits(entry: Entry) -> bool:
+            if entry.at < since or (busid and entry.busid != busid):
+                return False
+            if isinstance(what, Happening):
+                return entry.happening == what.value
+            return what in entry.text
+
+        deadline = time.monotonic() + seconds
+        with self._news:
+            while True:
+                for entry in self._entries:
+                    if fits(entry):
+                        return entry.at
+                if not self._news.wait(max(0.0, deadline - time.monotonic())):
+                    break
+        raise AssertionError(
+            f"the log lacks {what} {busid} within {seconds} s: {self.texts(since)}"
+        )
+
+    def has(self, what: Happening, busid: str = "", *, since: float) -> bool:
+        """Whether that happened by now."""
+        try:
+            self.wait(what, busid, since=since, seconds=0)
+        except AssertionError:
+            return False
+        return True
+
+
+class Way(StrEnum):
+    """How the writer ended."""
+
+    RUNS = "runs"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+_WRITER = """
+import hashlib, os, sys
+path, status = sys.argv[1:]
+number, told = 0, "runs"
+def tell():
+    with open(status + ".new", "w") as out:
+        out.write(f"{number} {told}")
+    os.replace(status + ".new", status)
+try:
+    with open(path, "wb", buffering=0) as file:
+        while not os.path.exists(status + ".stop"):
+            head = b"%015d\\n" % number
+            file.seek(number % 2048 * 4096)
+            file.write(head + (hashlib.sha512(head).digest() * 64)[:4080])
+            os.fsync(file.fileno())
+            number += 1
+            tell()
+    told = "stopped"
+except OSError as error:
+    told = f"failed {error}"
+tell()
+"""
+
+# A block that was being written when it ended may be there or not, whole or not.
+_CHECKER = """
+import hashlib, sys
+path, count = sys.argv[1], int(sys.argv[2])
+with open("/proc/sys/vm/drop_caches", "w") as out:
+    out.write("3")
+wrong = []
+with open(path, "rb") as file:
+    for place in range(min(count, 2048)):
+        number = place + (count - 1 - place) // 2048 * 2048
+        head = b"%015d\\n" % number
+        if place == count % 2048:
+            continue
+        file.seek(place * 4096)
+        if file.read(4096) != head + (hashlib.sha512(head).digest() * 64)[:4080]:
+            wrong.append(number)
+print(f"{len(wrong)} of {count} blocks are wrong: {wrong[:10]}" if wrong else "right")
+"""
+
+
+class Stick:
+    """The stick's file system on desk, and a program that writes numbered blocks into a file.
+
+    Each block has a checksum and is on the stick (fsync) before it counts.
+    """
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._path = f"{MOUNT}/numbers"
+        self._status = "/run/testbed-writer"
+
+    def node(self, attachment: str) -> str:
+        """The stick's block device."""
+        nodes = self._desk.attachment(attachment)["DeviceNodes"]
+        (disk,) = [node for node in nodes if node.startswith("/dev/sd")]
+        return str(disk)
+
+    def begin(self, attachment: str) -> None:
+        """Mount it and begin to write; some blocks are there when this returns."""
+        self.mount(self.node(attachment))
+        self._desk.shell(
+            'rm -f "$1" "$1.stop"; exec systemd-run -q --collect --unit testbed-writer'
+            ' python3 -c "$2" "$3" "$1"',
+            self._status, _WRITER, self._path,
+        )  # fmt: skip
+        self.goes_on()
+
+    def mount(self, node: str) -> None:
+        """Mount the stick; the file system mends itself from its journal."""
+        self._desk.shell('mkdir -p "$1" && mount "$2" "$1"', MOUNT, node)
+
+    def unmount(self) -> None:
+        """Unmount, also when the device is gone."""
+        self._desk.shell('umount "$1" 2>/dev/null || umount -l "$1"', MOUNT, timeout=120)
+
+    def progress(self) -> tuple[int, str]:
+        """How many blocks were written, and how the writer is."""
+        text = self._desk.shell('cat "$1" 2>/dev/null || echo 0 runs', self._status)
+        number, _, told = text.partition(" ")
+        return int(number), told
+
+    def goes_on(self, blocks: int = 5, seconds: int = 40) -> None:
+        """Wait until that many more blocks are written; fails if the writer ended."""
+        self._desk.shell(
+            'read -r first told < "$1" || first=0; i=0\n'
+            'while read -r now told < "$1" || now=0; [ "$now" -lt $((first + $2)) ]; do\n'
+            '[ "${told:-runs}" = runs ] || { echo "the writer $told" >&2; exit 1; }\n'
+            'i=$((i + 1)); [ $i -lt $3 ] || { echo "only $now blocks" >&2; exit 1; }\n'
+            "sleep 0.1; done 2>/dev/null",
+            self._status, str(blocks), str(seconds * 10), timeout=seconds * 3,
+        )  # fmt: skip
+
+    def stop(self) -> int:
+        """Stop writing, which must have gone well to the end; the number of blocks."""
+        self._desk.run("touch", f"{self._status}.stop")
+        eventually(lambda: self.progress()[1] != Way.RUNS, 30, "the writer stops")
+        number, told = self.progress()
+        assert told == Way.STOPPED, f"a write failed: {told}"
+        return number
+
+    def failed(self) -> int:
+        """Wait until a write has failed, and unmount; how many blocks were written before."""
+        eventually(lambda: self.progress()[1].startswith(Way.FAILED), 60, "the writer fails")
+        self.unmount()
+        return self.progress()[0]
+
+    def check(self, count: int) -> None:
+        """All of `count` blocks must be on the mounted stick."""
+        path = self._path
+        said = self._desk.run("python3", "-c", _CHECKER, path, str(count), timeout=120).strip()
+        assert said == "right", said
+
+    def check_again(self, attachment: str, count: int) -> None:
+        """Mount it again, check the blocks and that more can be written, and unmount."""
+        self.mount(self.node(attachment))
+        try:
+            self.check(count)
+            self._desk.shell('echo more > "$1/more" && sync "$1/more"', MOUNT)
+        finally:
+            self.unmount()
+
+    @contextmanager
+    def written(self, attachment: str) -> Iterator[None]:
+        """Write all through the block, in which nothing may fail; then check everything."""
+        self.begin(attachment)
+        try:
+            yield
+            self.goes_on()
+            self.check(self.stop())
+        finally:
+            self._desk.run("touch", f"{self._status}.stop")
+            self.unmount()
+
+
+class Identity:
+    """What must not change while nothing is unplugged."""
+
+    def __init__(self, desk: Desk, attachment: str) -> None:
+        self._desk = desk
+        self._attachment = attachment
+        self.before = self.now()
+
+    def now(self) -> tuple[object, ...]:
+        """The port, the kernel's number of the device, owner and options."""
+        known = self._desk.attachment(self._attachment)
+        device = known["LocalBusId"]
+        number = self._desk.run("cat", f"/sys/bus/usb/devices/{device}/devnum").strip()
+        names = ("State", "Port", "OwnerUid", "Keep", "Persist", "DeviceNodes", "AttachedAt")
+        return (device, number, *(known[name] for name in names))
+
+    def check(self) -> None:
+        """Nothing may have changed."""
+        assert self.now() == self.before
+
+
+_PROCESSES = r"""
+for p in /proc/[0-9]*; do
+    read -r stat < "$p/stat" || continue
+    rest=${stat##*) }; set -- $rest
+    echo "${p#/proc/} $2 $(tr '\0\n' '  ' < "$p/cmdline")"
+done 2>/dev/null
+"""
+
+
+class Remote:
+    """The processes and files of ours on pi."""
+
+    def __init__(self, pi: Pi) -> None:
+        self._pi = pi
+        self._native = {words for _, parent, words in self._processes() if parent == 1}
+
+    def _processes(self) -> list[tuple[int, int, str]]:
+        found = []
+        for line in self._pi.shell(_PROCESSES).splitlines():
+            pid, parent, words = line.split(" ", 2)
+            found.append((int(pid), int(parent), words.strip()))
+        return found
+
+    def agents(self) -> list[tuple[int, int]]:
+        """The first process of each agent, and the sshd it belongs to."""
+        ours = {
+            pid: parent for pid, parent, words in self._processes() if "usbipssh-agent" in words
+        }
+        return [(pid, parent) for pid, parent in ours.items() if parent not in ours]
+
+    def agent(self) -> tuple[int, int]:
+        """The one agent that runs, and the sshd it belongs to."""
+        (found,) = self.agents()
+        return found
+
+    def family(self, pid: int) -> list[int]:
+        """A process and all that came from it."""
+        table = self._processes()
+        found = [pid]
+        for each in found:
+            found += [child for child, parent, _ in table if parent == each]
+        return found
+
+    def kill(self, *pids: int) -> None:
+        """SIGKILL."""
+        self._pi.shell('for p; do kill -9 "$p" 2>/dev/null; done; :', *map(str, pids))
+
+    def strays(self) -> list[str]:
+        """What is there beyond one agent that serves."""
+        found = [
+            f"without a parent: {words}"
+            for _, parent, words in self._processes()
+            if parent == 1 and words and words not in self._native
+        ]
+        folders = self._pi.shell("ls -d /run/usbipssh.* /tmp/usbipssh.* 2>/dev/null || :").split()
+        for what, each in (("agents", self.agents()), ("folders", folders)):
+            if len(each) > 1:
+                found.append(f"more than one of {what}: {each}")
+        return found
+
+
+def machine_time(desk: Desk) -> float:
+    """Desk's clock, in seconds since the epoch."""
+    return float(desk.run("date", "+%s.%N"))
+
+
+def state(desk: Desk, attachment: str) -> str:
+    """An attachment's State; empty once it is gone."""
+    table = desk.objects().get(attachment, {})
+    return str(table.get(f"{BUS_NAME}.Attachment", {}).get("State", ""))
+
+
+def reboot(machine: Desk | Pi, *, hard: bool) -> float:
+    """Boot a machine anew and wait until commands can be run; when that began.
+
+    `hard`: as with the reset button, without a word to anybody.
+    """
+    machine.run("sync")
+    before = machine.run("cat", "/proc/sys/kernel/random/boot_id")
+    machine.ssh.disconnect()
+    begun = time.monotonic()
+    if hard:
+        with machine.qmp() as qmp:
+            qmp.command("system_reset")
+    else:
+        # It goes down under this command's feet.
+        machine.ssh.attempt("systemctl", "reboot")
+        machine.ssh.disconnect()
+
+    def booted() -> bool:
+        if not machine.ssh.answers():
+            return False
+        try:
+            return machine.ssh.attempt("cat", "/proc/sys/kernel/random/boot_id").out not in (
+                "",
+                before,
+            )
+        except TestbedError:
+            return False
+
+    eventually(booted, 200, f"{machine.name} is up again")
+    machine.ready()
+    return begun
