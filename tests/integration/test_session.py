@@ -133,6 +133,46 @@ def test_two_devices_at_once_and_release_without_rebind(server: Sshd, pi: FakeKe
     asyncio.run(main())
 
 
+def test_it_tells_what_it_exports(server: Sshd, pi: FakeKernel) -> None:
+    async def main() -> None:
+        async with session(agent_sysfs=str(pi.root)) as running:
+            await connect(running, server)
+            assert await running.ask("exports") == {"busids": []}
+            nears = [await export(running, busid) for busid in ("2-1", "1-1")]
+            assert await running.ask("exports") == {"busids": ["1-1", "2-1"]}
+            await running.ask("release", busid="2-1", rebind=True)
+            assert await running.ask("exports") == {"busids": ["1-1"]}
+            for near in nears:
+                near.close()
+
+    asyncio.run(main())
+
+
+def test_it_tells_when_something_is_plugged_in_there(server: Sshd, pi: FakeKernel) -> None:
+    async def main() -> None:
+        async with session(agent_sysfs=str(pi.root)) as running:
+            await connect(running, server)
+            await running.rows("list", busid="", descriptors=False)
+            pi.unplug("1-1")
+            assert await running.event(changed=True) == {"event": "changed"}
+
+    asyncio.run(main())
+
+
+def test_how_it_is_given_back_can_be_said_after_the_connection_ended(
+    server: Sshd, pi: FakeKernel
+) -> None:
+    async def main() -> None:
+        async with session(agent_sysfs=str(pi.root)) as running:
+            await connect(running, server)
+            (await export(running, "1-1")).close()
+            await running.rows("list", busid="2-1", descriptors=False)
+            await running.ask("release", busid="1-1", rebind=False)
+            assert pi.state()["devices"]["1-1"]["driver"] == ""
+
+    asyncio.run(main())
+
+
 def test_closing_the_near_end_gives_the_device_back(server: Sshd, pi: FakeKernel) -> None:
     async def main() -> None:
         async with session(agent_sysfs=str(pi.root)) as running:

@@ -1154,6 +1154,26 @@ def test_it_tells_when_something_comes_or_goes(agent: Agent, pi: FakeKernel) -> 
     assert agent.line() == f"{tag} changed".encode()
 
 
+@pytest.mark.parametrize("there", ["perl", "python3"])
+def test_it_listens_to_the_kernel_where_it_can(tmp_path: Path, there: str) -> None:
+    """As it travels, without indentation. At the start it tells of what may have come before."""
+    stripped = tmp_path / "agent.sh"
+    stripped.write_text("".join(f"{line.strip()}\n" for line in AGENT.read_text().splitlines()))
+    hidden = [name for name in ("perl", "python3", "udevadm") if name != there]
+    process = subprocess.Popen(
+        [*_without(hidden), "dash", stripped], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"7 watch\n")
+        process.stdin.flush()
+        assert process.stdout.readline().startswith(b"hello 1 ")
+        assert process.stdout.readline() == b"7 changed\n"
+        process.stdin.close()
+        assert process.wait(SECONDS) == 0
+
+
 def test_it_watches_no_longer_than_it_lives(shell: str, pi: FakeKernel) -> None:
     agent = Agent(shell, pi.root, silence=1)
     try:

@@ -1217,29 +1217,28 @@ watch_with_perl() {
         }'
 }
 
+# Dots stand for the indentation, which does not travel.
 watch_with_python3() {
     exec python3 -I -S -c '
-import os, re, select, socket, sys, time
-try:
-    s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 15)
-    s.bind((0, 1))
-except OSError:
-    sys.exit(3)
+import os, re, select, socket, time
+s = socket.socket(16, 3, 15)
+s.bind((0, 1))
 line, main, first = os.environb[b"TAG"] + b" changed\n", int(os.environ["MAIN"]), time.time()
+exec(re.sub("(?m)^[.]+", lambda dots: " " * len(dots[0]), """
 while True:
-    os.kill(main, 0)
-    found = select.select([s], [], [], 0.2 if first else 5)[0]
-    if found:
-        try:
-            event = s.recv(65536)
-        except OSError:
-            first = first or time.time()
-        else:
-            if re.search(b"\0ACTION=(add|remove)\0", event) and b"\0SUBSYSTEM=usb\0" in event:
-                first = first or time.time()
-    if first and (not found or time.time() - first >= 2):
-        os.write(1, line)
-        first = 0'
+.os.kill(main, 0)
+.found = select.select([s], [], [], 0.2 if first else 5)[0]
+.if found:
+..try:
+...event = s.recv(65536)
+..except OSError:
+...event = b"\\0ACTION=add\\0SUBSYSTEM=usb\\0"
+..if re.search(b"\\0ACTION=(add|remove)\\0", event) and b"\\0SUBSYSTEM=usb\\0" in event:
+...first = first or time.time()
+.if first and (not found or time.time() - first >= 2):
+..os.write(1, line)
+..first = 0
+"""))'
 }
 
 # The same by a pipe with a name, which is gone as soon as both ends are open.
