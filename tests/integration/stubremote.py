@@ -77,6 +77,7 @@ def main() -> None:  # noqa: PLR0912
         line, buffer = buffer.split(b"\n", 1)
         text = line.decode()
         if text == "ping":
+            say("pong")
             continue
         log.write(text + "\n")
         tag, verb, *arguments = text.split(" ")

@@ -883,7 +883,7 @@ def test_lines_without_a_tag_are_passed_over(agent: Agent) -> None:
     while (line := agent.line()) != tag + b" ok":
         before.append(line)
     refused = [b for b in before if not re.match(rb"1 b ", b)]
-    assert refused == [b"1 fail InvalidArgs request"]
+    assert refused == [b"1 fail InvalidArgs request", b"pong"]
 
 
 def test_a_request_cut_short_is_not_carried_out(shell: str, pi: FakeKernel) -> None:

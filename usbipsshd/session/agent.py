@@ -43,6 +43,8 @@ END_LIMIT = 15.0
 """Seconds for a start, a listing, a bind, a connect, a release, the end."""
 
 PING_INTERVAL = 10.0
+MAX_UNANSWERED = 3
+"""Pings; after so many the agent is taken for dead."""
 MAX_REQUESTS = 128
 MAX_CHATTER = 16384
 """Bytes that a login shell may print before the agent starts."""
@@ -121,6 +123,7 @@ class Agent:
         self._watching: tuple[int, Callable[[], None]] | None = None
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
         self._pinging: asyncio.Task[None] | None = None
+        self._unanswered = 0
         self.ended: asyncio.Future[Failure] = asyncio.get_running_loop().create_future()
         """Done when the agent has ended, with what later requests fail with."""
 
@@ -175,6 +178,12 @@ class Agent:
     async def _ping(self) -> None:
         while not self.ended.done():
             await asyncio.sleep(PING_INTERVAL)
+            if self._unanswered >= MAX_UNANSWERED:
+                # Stopped, or stuck: once we are gone its watchdog gives everything back.
+                self._end("", Failure(Code.TIMED_OUT, "the agent there did not answer"))
+                self._abort()
+                return
+            self._unanswered += 1
             self._write(b"ping\n")
 
     def _write(self, data: bytes) -> None:
@@ -194,6 +203,12 @@ class Agent:
             if self._chatter > MAX_CHATTER:
                 self._end("it does not answer as a shell does")
             return
+        if line == b"pong":
+            self._unanswered = 0
+        else:
+            self._take_reply(line)
+
+    def _take_reply(self, line: bytes) -> None:
         try:
             tag, text = split_tag(line)
             if not 0 < tag < self._next_tag:
@@ -223,11 +238,11 @@ class Agent:
         if not reply.done:
             raise BadReply("a notice of something else")
 
-    def _end(self, why: str) -> None:
+    def _end(self, why: str, failure: Failure | None = None) -> None:
         """The agent has ended or must: tell everyone who waits for it."""
         if self.ended.done():
             return
-        failure = self._explain(why)
+        failure = failure or self._explain(why)
         self.ended.set_result(failure)
         if not self._hello.done():
             self._hello.set_exception(failure)

@@ -29,7 +29,7 @@
 #   TAG unbind BUSID                       the same whoever had exported it
 #   TAG watch                              changed              each time a USB device or interface
 #                                                               came or went, until the end
-#   ping                                   no tag, no answer: the peer is still there
+#   ping                                   no tag; answers "pong": both are still there
 #
 # At the end of input, on HUP, INT, TERM, and when nothing was heard for $silence seconds, every
 # device exported here is given back, the folder removed, and no process stays.
@@ -1657,7 +1657,7 @@ start_tidy
 while IFS= read -r line; do
     kill -s USR1 "$watchdog" 2>/dev/null
     case $line in
-        ping) ;;
+        ping) say "pong$nl" ;;
         *[!A-Za-z0-9\ ._/-]* | '' | ' '* | *' ' | *'  '*)
             tag=${line%%[!0-9]*}
             number "$tag" && fail InvalidArgs request
