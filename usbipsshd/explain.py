@@ -51,8 +51,9 @@ _PHRASES = (
     "usbip-host takes nothing in that port before a restart there",
     r"usbip-host reports state (?:[0-9]|none)",
     r"(?:perl|python3|bash) could not hand over a connection",
-    rf"{_NAME} is (?:in use|swap space|part of {_NAME})", rf"{_NAME} does not let go of it",
-    rf"{_NAME} is used by {_NAME} \([0-9]{{1,10}}\)",
+    rf"{_NAME} is (?:in use|swap space in use)", rf"{_NAME} does not let go of it",
+    rf"{_NAME} \(process [0-9]{{1,10}}\) uses {_NAME}",
+    rf"it is part of {_NAME}, and there is no {_NAME}",
 )  # fmt: skip
 """What a session of ours says, and therefore all that is passed on of what one says."""
 _REASONS = frozenset(os.strerror(number).lower() for number in errno.errorcode)
