@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""AttachAll: everything that matches, now and later, each device with a life of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fakekernel import BLUETOOTH, HUB, KEYBOARD, SERIAL_ADAPTER, STICK
+from integration.world import ALICE, ATTACHMENT, CAROL, ROOT, World, wait_until, world
+
+HUB_INTERFACE = "org.usbipssh1.Hub"
+PORTS = {"2-1": STICK, "1-1": KEYBOARD, "1-2": SERIAL_ADAPTER, "1-3": HUB}
+
+# Carol may list and attach, but nothing that can type.
+RULES = """
+polkit.addRule(function(action, subject) {
+    if (action.id.indexOf("org.usbipssh1.") != 0) return polkit.Result.NOT_HANDLED;
+    if (subject.user == "alice") return polkit.Result.YES;
+    if (subject.user == "bob") return polkit.Result.NO;
+    return action.id == "org.usbipssh1.attach-input" || action.id == "org.usbipssh1.manage-remotes"
+        ? polkit.Result.NO : polkit.Result.YES;
+});
+"""
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[World]:
+    with world(rules=RULES) as made:
+        made.add_remote()
+        yield made
+
+
+@pytest.fixture
+def w(shared: World) -> Iterator[World]:
+    for busid, device in PORTS.items():
+        shared.pi.plug(busid, device)
+    yield shared
+    for operation in ("bind", "bind 1-2", "enumerate"):
+        shared.pi.fail(operation, times=0)
+    shared.detach_all()
+    shared.check_clean()
+    for busid in shared.pi.state()["devices"]:
+        if not busid.startswith("usb"):
+            shared.pi.unplug(busid)
+
+
+def attach_all(w: World, pattern: str = "", uid: int = ALICE) -> str:
+    path: str = w.call(uid, "AttachAll", "ssa{sv}", "pi", pattern, "0")
+    return path
+
+
+def attached(w: World) -> dict[str, str]:
+    """Paths of what is attached, by bus id there."""
+    found: dict[str, str] = {}
+    manager = "org.freedesktop.DBus.ObjectManager"
+    objects: dict[str, Any] = w.call(ALICE, "GetManagedObjects", interface=manager)
+    for path, interfaces in objects.items():
+        values = interfaces.get(ATTACHMENT)
+        if values and values["State"] == "attached":
+            found[values["RemoteBusId"]] = path
+    return found
+
+
+def comes_to(w: World, *busids: str, seconds: float = 15) -> None:
+    wait_until(lambda: set(attached(w)) == set(busids), f"not {busids}", seconds)
+
+
+def binds(w: World, busid: str) -> int:
+    return int(w.pi.state()["log"].count(f"bind {busid}"))
+
+
+def test_what_is_there_and_what_comes_later(w: World) -> None:
+    hub = attach_all(w)
+    comes_to(w, "1-1", "1-2", "2-1")
+    assert w.get(hub, HUB_INTERFACE, "State") == "attached"
+    assert sorted(w.get(hub, HUB_INTERFACE, "Attachments")) == sorted(attached(w).values())
+    for path in attached(w).values():
+        assert w.get(path, ATTACHMENT, "Hub") == hub
+        assert w.desk.transfer(w.get(path, ATTACHMENT, "Port"), 10_000) == 10_000
+    w.pi.plug("1-4", BLUETOOTH)
+    comes_to(w, "1-1", "1-2", "1-4", "2-1")
+    w.pi.unplug("1-2")
+    comes_to(w, "1-1", "1-4", "2-1")
+    w.pi.plug("1-2", SERIAL_ADAPTER)
+    comes_to(w, "1-1", "1-2", "1-4", "2-1")
+    # A hub never.
+    assert binds(w, "1-3") == 0
+    assert w.call(ALICE, "Detach", "sa{sv}", hub, "0") == 4
+    assert attached(w) == {}
+    assert hub not in w.objects()
+    w.check_clean()
+
+
+def test_only_what_matches(w: World) -> None:
+    others = binds(w, "1-1") + binds(w, "1-2")
+    hub = attach_all(w, "SanDisk")
+    comes_to(w, "2-1")
+    w.pi.plug("2-2", STICK.but(serial="SECOND"))
+    comes_to(w, "2-1", "2-2")
+    assert binds(w, "1-1") + binds(w, "1-2") == others
+    w.refused("AlreadyAttached", ALICE, "AttachAll", "ssa{sv}", "pi", "SanDisk", "0", says="pi")
+    w.call(ALICE, "Detach", "a{sv}", "0", path=hub, interface=HUB_INTERFACE)
+    assert w.attachments() == []
+
+
+def test_one_that_fails_is_set_aside_and_the_others_are_not(w: World) -> None:
+    w.pi.fail("bind 1-2", "EIO", -1)
+    count = binds(w, "1-2")
+    hub = attach_all(w, "!1-1")
+    comes_to(w, "2-1")
+    wait_until(
+        lambda: "1-2 of pi is left alone until it is plugged in anew" in w.log(), "on and on", 45
+    )
+    tried = binds(w, "1-2") - count
+    assert tried == 6
+    assert w.get(hub, HUB_INTERFACE, "State") == "attached"
+    # Events, other devices and calls change nothing for it.
+    w.pi.plug("2-2", STICK.but(serial="SECOND"))
+    comes_to(w, "2-1", "2-2")
+    w.list()
+    assert binds(w, "1-2") - count == tried
+    assert w.log().count("1-2 of pi is left alone") == 1
+    w.pi.fail("bind 1-2", times=0)
+    w.pi.unplug("1-2")
+    w.pi.plug("1-2", SERIAL_ADAPTER)
+    comes_to(w, "1-2", "2-1", "2-2")
+
+
+def test_one_detached_by_hand_stays_away_until_it_is_plugged_in_anew(w: World) -> None:
+    attach_all(w)
+    comes_to(w, "1-1", "1-2", "2-1")
+    w.call(ALICE, "Detach", "sa{sv}", "pi/1-2", "0")
+    count = binds(w, "1-2")
+    w.pi.plug("2-2", STICK.but(serial="SECOND"))
+    comes_to(w, "1-1", "2-1", "2-2")
+    assert binds(w, "1-2") == count
+    w.pi.unplug("1-2")
+    wait_until(lambda: len(w.list()) == 4, "still there")
+    w.pi.plug("1-2", SERIAL_ADAPTER)
+    comes_to(w, "1-1", "1-2", "2-1", "2-2")
+
+
+def test_its_session_is_killed(w: World) -> None:
+    hub = attach_all(w)
+    comes_to(w, "1-1", "1-2", "2-1")
+    before = attached(w)
+    (pid,) = w.sessions()
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: w.sessions() not in ([], [pid]), "no new session")
+    comes_to(w, "1-1", "1-2", "2-1")
+    assert w.get(hub, HUB_INTERFACE, "State") == "attached"
+    assert not set(before.values()) & set(attached(w).values())
+
+
+def test_polkit_is_asked_for_what_can_type(w: World) -> None:
+    w.refused(
+        "AccessDenied", CAROL, "AttachAll", "ssa{sv}", "pi", "SanDisk", "0", says="attach-input"
+    )
+    w.attach("2-1", CAROL)
+    assert [p for p in w.objects() if "/hub/" in p] == []
+
+
+def test_detached_while_its_devices_connect(w: World) -> None:
+    w.pi.delay("bind 1-2", 2)
+    count = binds(w, "1-2")
+    hub = attach_all(w)
+    w.pi.wait(lambda s: s["log"].count("bind 1-2") > count)
+    w.call(ALICE, "Detach", "sa{sv}", hub, "0")
+    w.pi.delay("bind 1-2", 0)
+    assert w.attachments() == []
+    w.check_clean()
+
+
+def test_a_remote_that_cannot_be_reached(w: World) -> None:
+    w.call(0, "AddRemote", "sa{sv}", "nowhere", "1", "address", "s", "root@127.0.0.1:1")
+    w.refused("ConnectionFailed", ALICE, "AttachAll", "ssa{sv}", "nowhere", "", "0", says="nowhere")
+    assert [p for p in w.objects() if "/hub/" in p] == []
+    w.call(0, "RemoveRemote", "sa{sv}", "nowhere", "0")
+
+
+def test_its_remote_is_removed(w: World) -> None:
+    address = f"root@127.0.0.1:{w.ssh.port}"
+    w.call(0, "AddRemote", "sa{sv}", "again", "1", "address", "s", address)
+    w.call(0, "TrustHostKey", "ssa{sv}", "again", w.fingerprint(), "0")
+    w.call(ALICE, "AttachAll", "ssa{sv}", "again", "", "0")
+    comes_to(w, "1-1", "1-2", "2-1")
+    w.call(0, "RemoveRemote", "sa{sv}", "again", "0")
+    assert w.objects() == [f"{ROOT}/remote/pi"]
