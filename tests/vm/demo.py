@@ -166,7 +166,7 @@ def attach(desk: Desk) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{what} is not attached: {attachment}",
         )
         found.append(attachment)
-    tell("what `lsusb -t` shows on desk, without empty controllers:")
+    tell("what `lsusb -t` shows on desk (bus 1 is its own; controllers without a device left out):")
     show(busy_part(desk.usb_tree()))
     tell(f"what `busctl tree {BUS_NAME}` shows:")
     show(desk.run("busctl", "--system", "--no-pager", "tree", BUS_NAME))
@@ -196,7 +196,7 @@ def read_stick(desk: Desk, nodes: list[str]) -> None:
         expected = hashlib.sha256(data).hexdigest()
         check(
             sums.get(name) == expected,
-            f"{name}, {len(data)} bytes: SHA-256 {expected[:16]}... as on pi",
+            f"{name}, {len(data)} bytes: SHA-256 {expected[:16]}... as it was put there",
             f"{name} has the checksum {sums.get(name)}, not {expected}",
         )
     tell(f"mounted, read and unmounted in {spent(time.monotonic() - begin)}")
