@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fakekernel import KEYBOARD, SERIAL_ADAPTER, STICK, FakeDevice, FakeInterface
+from fakekernel import KEYBOARD, SERIAL_ADAPTER, STICK, FakeInterface
 from integration.otherremotes import listed, other_sshd
 from integration.recorder import recording
 from integration.world import (
@@ -178,7 +178,7 @@ def test_retries_back_off_and_one_that_fails_there_is_not_hammered(w: World) -> 
         def gaps(_: object) -> list[float] | None:
             told_at = [v / 1e6 for v in record.values(path, "RetryAt") if v]
             told_at = sorted(set(told_at))
-            between = [b - a for a, b in zip(told_at, told_at[1:], strict=False)]
+            between = [b - a for a, b in itertools.pairwise(told_at)]
             return between if len(between) >= 3 else None
 
         between = record.wait(gaps, 20)

@@ -317,7 +317,7 @@ class Kept(Story):
 
     async def comes_to(self, state: State, attempts: int | None = None) -> None:
         async with asyncio.timeout(5):
-            while self.attachment.state is not state or attempts not in (None, self.attempts):
+            while self.attachment.state is not state or attempts not in (None, self.attempts):  # noqa: ASYNC110
                 await asyncio.sleep(0)
         await settle()
 
