@@ -59,13 +59,19 @@ OnEvent = Callable[[Packet], None]
 class Session:
     """One session process, seen from the root process, which believes nothing it says."""
 
-    def __init__(self, channel: SeqPacket, remote: str, on_event: OnEvent) -> None:
+    def __init__(
+        self,
+        channel: SeqPacket,
+        remote: str,
+        on_event: OnEvent,
+        first_id: Callable[[], int] = lambda: randrange(1, 1 << 30),  # noqa: S311 - no secret
+    ) -> None:
         self._channel = channel
         self._remote = remote
         self._on_event = on_event
         self._pending: dict[int, _Pending] = {}
         # Not from 1: an answer that an earlier process waited for must fit no request of ours.
-        self._ids = count(randrange(1, 1 << 30))  # noqa: S311 - no secret
+        self._ids = count(first_id())
         self._gone: SessionFailure | None = None
 
     @property

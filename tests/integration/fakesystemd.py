@@ -70,7 +70,7 @@ class FakeSystemd:
                     self.sessions.append(
                         subprocess.Popen(
                             self._command,
-                            stdin=connection,
+                            stdin=connection.fileno(),
                             cwd="/",
                             env=self._environment,
                             user=self._uid,

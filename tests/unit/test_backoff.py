@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from usbipsshd.backoff import GOOD_RUN, Backoff
@@ -28,7 +30,8 @@ def test_two_of_them_differ() -> None:
 
 def test_the_bottom_again() -> None:
     backoff = Backoff(random=lambda: 0.0)
-    for end in (lambda: backoff.ran(GOOD_RUN), backoff.reset):
+    ends: tuple[Callable[[], None], ...] = (lambda: backoff.ran(GOOD_RUN), backoff.reset)
+    for end in ends:
         assert [backoff.next() for _ in range(3)] == [0.5, 1, 2]
         backoff.ran(GOOD_RUN - 0.1)
         assert backoff.next() == 4

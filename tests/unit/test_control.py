@@ -28,7 +28,7 @@ class Peer:
         self.raw = theirs
         self.channel = SeqPacket(theirs)
         self.events: list[Packet] = []
-        self.session = Session(SeqPacket(ours), "pi", self.events.append)
+        self.session = Session(SeqPacket(ours), "pi", self.events.append, lambda: 1)
 
     async def hear(self) -> dict[str, Any]:
         received = await self.channel.receive()
@@ -162,11 +162,12 @@ def test_stray_descriptors_are_closed(kind: str) -> None:
         await settle()
         assert os.read(read, 1) == b""
         os.close(read)
-        if kind in ("row", "event"):
+        if kind == "error":
+            assert (await failure(task))[0] is Code.FAILED
+        else:
+            # An answer that nobody here waits for may have been the process before's.
             await peer.say(id=number, ok={})
             assert len((await task).descriptors) == 0
-        else:
-            assert (await failure(task))[0] is Code.FAILED
 
     against(test)
 
@@ -175,7 +176,7 @@ def test_stray_descriptors_are_closed(kind: str) -> None:
     "data",
     [b"nonsense", b"[]", b"{}", b'{"id":1}', b'{"id":1,"ok":[]}', b'{"id":1,"row":3}',
      b'{"id":-1,"ok":{}}',
-     b'{"id":true,"ok":{}}', b'{"id":99,"ok":{}}', b'{"id":1,"error":{}}', b'{"event":7}',
+     b'{"id":true,"ok":{}}', b'{"id":1,"error":{}}', b'{"event":7}',
      b'{"id":1,"error":{"code":"NoSuchCode","detail":""}}', b'{"event":"closed"}',
      b'{"event":"' + b"x" * 99 + b'"}'],
 )  # fmt: skip
