@@ -241,7 +241,7 @@ def detach(both: Pair, drivers: Mapping[str, Mapping[str, str]]) -> None:
 def story() -> None:
     """Everything, in order. Raises Wrong or TestbedError."""
     tell("Two virtual machines: pi has USB devices, desk will use them, over ssh alone.")
-    tell("Your own USB devices are not touched. It takes 2 to 4 minutes, the first time 5.")
+    tell("Your own USB devices are not touched. It takes 2 to 4 minutes, the first time about 5.")
     package = images.project_package()
     if package is None:
         raise TestbedError("there is no dist/usbipsshd_*.deb: run `make deb`")
