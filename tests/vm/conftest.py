@@ -8,11 +8,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from vm.fault_table import Table
+from vm.faults import Log, Remote, Scene, Stick, forget
 from vm.testbed import images, pair
 from vm.testbed.desk import BUS_NAME, ROOT, Desk
 from vm.testbed.host import TestbedError
 from vm.testbed.pair import Pair
 from vm.testbed.pi import Pi
+
+_TIMES = pytest.StashKey[Table]()
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Show how long the faults took."""
+    times = config.stash.get(_TIMES, None)
+    if times is not None and times.rows:
+        terminalreporter.section("faults")
+        terminalreporter.write_line(times.markdown())
 
 
 @pytest.fixture(scope="session")
@@ -67,3 +81,34 @@ def nothing_running_afterwards(machines: Pair) -> Iterator[None]:
     machines.desk.stop_daemon()
     assert machines.settled(machines.pi.agents_left) == []
     assert "Traceback" not in machines.desk.journal("usbips")
+
+
+@pytest.fixture(scope="session")
+def times(pytestconfig: pytest.Config) -> Iterator[Table]:
+    """The table of how long the faults took."""
+    table = pytestconfig.stash.setdefault(_TIMES, Table())
+    yield table
+    table.write()
+
+
+@pytest.fixture(scope="session")
+def log(machines: Pair, listed: None) -> Iterator[Log]:
+    """The daemon's log as it comes; pi is listed."""
+    with Log(machines.desk) as log:
+        yield log
+
+
+@pytest.fixture(scope="session")
+def remote_before(machines: Pair) -> Remote:
+    """pi's processes; what runs there now belongs there."""
+    return Remote(machines.pi)
+
+
+@pytest.fixture
+def scene(machines: Pair, remote_before: Remote, log: Log, times: Table) -> Iterator[Scene]:
+    """What a fault needs; afterwards everything is detached, at most one agent is left on pi."""
+    pi, desk = machines.pi, machines.desk
+    yield Scene(pi, desk, remote_before, Stick(desk), log, times)
+    forget(desk)
+    assert machines.settled(machines.devices_left, 70) == []
+    assert machines.settled(remote_before.strays, 70) == []

@@ -14,10 +14,12 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Self
 
-from usbipsshd.journal import Happening
+from vm.fault_table import Table
 from vm.testbed.desk import BUS_NAME, Desk
 from vm.testbed.host import TestbedError
 from vm.testbed.pi import Pi
+
+from usbipsshd.journal import Happening
 
 PERSON = "alice"
 STICK, KEYBOARD = "2-2", "1-1"
@@ -155,7 +157,7 @@ path, status = sys.argv[1:]
 number, told = 0, "runs"
 def tell():
     with open(status + ".new", "w") as out:
-        out.write(f"{number} {told}")
+        print(number, told, file=out)
     os.replace(status + ".new", status)
 try:
     with open(path, "wb", buffering=0) as file:
@@ -230,17 +232,18 @@ class Stick:
     def progress(self) -> tuple[int, str]:
         """How many blocks were written, and how the writer is."""
         text = self._desk.shell('cat "$1" 2>/dev/null || echo 0 runs', self._status)
-        number, _, told = text.partition(" ")
+        number, _, told = text.strip().partition(" ")
         return int(number), told
 
     def goes_on(self, blocks: int = 5, seconds: int = 40) -> None:
         """Wait until that many more blocks are written; fails if the writer ended."""
         self._desk.shell(
-            'read -r first told < "$1" || first=0; i=0\n'
-            'while read -r now told < "$1" || now=0; [ "$now" -lt $((first + $2)) ]; do\n'
-            '[ "${told:-runs}" = runs ] || { echo "the writer $told" >&2; exit 1; }\n'
-            'i=$((i + 1)); [ $i -lt $3 ] || { echo "only $now blocks" >&2; exit 1; }\n'
-            "sleep 0.1; done 2>/dev/null",
+            'now() { [ -e "$status" ] && read -r number told < "$status" || number=0 told=runs; }\n'
+            'status=$1; now; wanted=$((number + $2)); i=0\n'
+            'while [ "$number" -lt $wanted ]; do\n'
+            '[ "$told" = runs ] || { echo "the writer $told" >&2; exit 1; }\n'
+            'i=$((i + 1)); [ $i -lt $3 ] || { echo "only $number blocks" >&2; exit 1; }\n'
+            "sleep 0.1; now; done",
             self._status, str(blocks), str(seconds * 10), timeout=seconds * 3,
         )  # fmt: skip
 
@@ -307,13 +310,12 @@ class Identity:
         assert self.now() == self.before
 
 
-_PROCESSES = r"""
-for p in /proc/[0-9]*; do
-    read -r stat < "$p/stat" || continue
-    rest=${stat##*) }; set -- $rest
-    echo "${p#/proc/} $2 $(tr '\0\n' '  ' < "$p/cmdline")"
-done 2>/dev/null
-"""
+@dataclass(frozen=True)
+class _Process:
+    pid: int
+    parent: int
+    session: int
+    words: str
 
 
 class Remote:
@@ -321,34 +323,33 @@ class Remote:
 
     def __init__(self, pi: Pi) -> None:
         self._pi = pi
-        self._native = {words for _, parent, words in self._processes() if parent == 1}
+        self._native = {p.words for p in self._processes() if p.parent == 1}
 
-    def _processes(self) -> list[tuple[int, int, str]]:
+    def _processes(self) -> list[_Process]:
         found = []
-        for line in self._pi.shell(_PROCESSES).splitlines():
-            pid, parent, words = line.split(" ", 2)
-            found.append((int(pid), int(parent), words.strip()))
+        for line in self._pi.run("ps", "-ww", "-eo", "pid=,ppid=,sid=,args=").splitlines():
+            pid, parent, session, words = line.split(None, 3)
+            found.append(_Process(int(pid), int(parent), int(session), words.strip()))
         return found
 
-    def agents(self) -> list[tuple[int, int]]:
-        """The first process of each agent, and the sshd it belongs to."""
-        ours = {
-            pid: parent for pid, parent, words in self._processes() if "usbipssh-agent" in words
-        }
-        return [(pid, parent) for pid, parent in ours.items() if parent not in ours]
+    @staticmethod
+    def _agents(processes: list[_Process]) -> list[_Process]:
+        return [p for p in processes if "usbipssh-agent" in p.words and p.pid == p.session]
 
-    def agent(self) -> tuple[int, int]:
-        """The one agent that runs, and the sshd it belongs to."""
-        (found,) = self.agents()
-        return found
+    def sshd(self) -> int:
+        """The sshd that the one agent belongs to."""
+        (agent,) = self._agents(self._processes())
+        return agent.parent
 
-    def family(self, pid: int) -> list[int]:
-        """A process and all that came from it."""
-        table = self._processes()
-        found = [pid]
-        for each in found:
-            found += [child for child, parent, _ in table if parent == each]
-        return found
+    def agent(self) -> list[int]:
+        """The processes of the one agent."""
+        processes = self._processes()
+        (agent,) = self._agents(processes)
+        return [p.pid for p in processes if p.session == agent.pid]
+
+    def processes(self) -> int:
+        """How many processes there are that are not the kernel's."""
+        return sum(1 for p in self._processes() if p.session)
 
     def kill(self, *pids: int) -> None:
         """SIGKILL."""
@@ -356,21 +357,40 @@ class Remote:
 
     def strays(self) -> list[str]:
         """What is there beyond one agent that serves."""
+        processes = self._processes()
+        agents = [p.pid for p in self._agents(processes)]
         found = [
-            f"without a parent: {words}"
-            for _, parent, words in self._processes()
-            if parent == 1 and words and words not in self._native
+            f"without a parent: {p.words}"
+            for p in processes
+            if p.parent == 1 and p.words not in self._native
+            if p.session not in agents
         ]
         folders = self._pi.shell("ls -d /run/usbipssh.* /tmp/usbipssh.* 2>/dev/null || :").split()
-        for what, each in (("agents", self.agents()), ("folders", folders)):
-            if len(each) > 1:
-                found.append(f"more than one of {what}: {each}")
+        folders = [each for each in folders if not each.endswith(".parked")]
+        if len(agents) > 1 or len(folders) > 1:
+            found.append(f"more than one agent: {agents} {folders}")
         return found
 
 
-def machine_time(desk: Desk) -> float:
-    """Desk's clock, in seconds since the epoch."""
-    return float(desk.run("date", "+%s.%N"))
+@dataclass(frozen=True)
+class Scene:
+    """Everything a test of a fault works with."""
+
+    pi: Pi
+    desk: Desk
+    remote: Remote
+    stick: Stick
+    log: Log
+    times: Table
+
+
+def forget(desk: Desk) -> None:
+    """Detach everything and everybody: what a failed test left must not fail the next one."""
+    desk.shell('systemctl stop testbed-writer 2>/dev/null; umount -l "$1" 2>/dev/null; :', MOUNT)
+    hubs = [path for path in desk.objects() if "/hub/" in path]
+    for path in hubs:
+        desk.detach("root", path)
+    desk.detach("root", "all")
 
 
 def state(desk: Desk, attachment: str) -> str:
