@@ -12,6 +12,9 @@ from vm.testbed.desk import Desk
 
 from usbipsshd.journal import Happening
 
+Victim = Callable[[Desk, Remote], Callable[[], None]]
+"""Finds out whom to kill, and returns what kills it."""
+
 
 def _sshd(desk: Desk, remote: Remote) -> Callable[[], None]:
     victim = remote.sshd()
@@ -39,7 +42,7 @@ def _session(desk: Desk, remote: Remote) -> Callable[[], None]:
     ],
     ids=["sshd", "agent", "session"],
 )
-def test_killed(fault: str, victim: Callable[[Desk, Remote], Callable[[], None]], scene: Scene) -> None:
+def test_killed(fault: str, victim: Victim, scene: Scene) -> None:
     desk, stick, log = scene.desk, scene.stick, scene.log
     attachment = desk.attach(PERSON, STICK, keep=True)
     stick.begin(attachment)
