@@ -11,7 +11,7 @@ NEWEST := $(USBIPSSHD_CACHE)/newest
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E)
 RUN := $(AS_ROOT) env PYTHONPATH=.:tests:tests/vm PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 
-.PHONY: help check test lint format unit test-debian test-newest test-vm bench demo deb \
+.PHONY: help check test lint format unit test-debian test-newest test-vm test-faults bench demo deb \
 	install uninstall clean setup setup-build setup-lint setup-test setup-newest setup-vm
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo 'make check      linters, types and unit tests: the quick part'
 	@echo 'make test       everything: also integration tests and virtual machines'
 	@echo 'make test-vm    the virtual machines alone'
+	@echo 'make test-faults  cables, networks and machines that fail: half an hour'
 	@echo 'make bench      speed and memory, next to ssh itself'
 	@echo 'make deb        dist/usbipsshd_*.deb'
 	@echo 'make install    without a package: PREFIX (now $(PREFIX)), DESTDIR; make uninstall'
@@ -57,13 +58,17 @@ unit: setup-test
 
 # Twice: with Debian's own packages, and with the newest releases
 test-debian: setup-test
-	@tools/run-pytest $@ $(DEBIAN) 600 tests/unit tests/integration
+	@tools/run-pytest $@ $(DEBIAN) 1200 -n 4 --dist loadfile tests/unit tests/integration
 
 test-newest: setup-test setup-newest
-	@tools/run-pytest $@ $(NEWEST)/bin/python 600 tests/unit tests/integration
+	@tools/run-pytest $@ $(NEWEST)/bin/python 1200 -n 4 --dist loadfile tests/unit tests/integration
 
 test-vm: setup-vm deb
-	@tools/run-pytest $@ $(DEBIAN) 1500 tests/vm
+	@tools/run-pytest $@ $(DEBIAN) 1800 tests/vm --ignore-glob='*/test_fault_*'
+
+# What may go wrong between two machines: long, and therefore not part of test
+test-faults: setup-vm deb
+	@tools/run-pytest $@ $(DEBIAN) 3600 tests/vm/test_fault_*.py
 
 demo: setup-vm deb
 	@$(RUN) $(DEBIAN) tests/vm/demo.py

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from fakekernel import STICK
+from fakekernel import SERIAL_ADAPTER, STICK
 from integration.otherremotes import listed, other_sshd
 from integration.recorder import recording
 from integration.sshd import free_port
@@ -102,13 +102,18 @@ def test_from_adding_to_removing(w: World) -> None:
     w.call(ALICE, "RemoveRemote", "sa{sv}", "pi", "0")
 
 
-def test_devices_changed_is_not_told_without_a_reason(w: World) -> None:
+def test_devices_changed_is_told_when_something_is_plugged_in_there(w: World) -> None:
     with other_sshd(w) as ports, listed(w, "pi", ports[0]), recording(w.bus, NAME) as recorder:
         w.list()
-        w.list()
-        w.attach("2-1")
-        w.detach_all()
-    assert not [s for s in recorder.signals if s.member == "DevicesChanged"]
+        w.pi.plug("1-4", SERIAL_ADAPTER)
+        try:
+            told = recorder.wait(
+                lambda signals: next((s for s in signals if s.member == "DevicesChanged"), None)
+            )
+        finally:
+            w.pi.unplug("1-4")
+        assert told.path == path_of("pi")
+        assert told.interface == REMOTE
 
 
 def test_names_become_paths_as_everywhere(w: World) -> None:

@@ -33,24 +33,28 @@ def server() -> Iterator[Sshd]:
 @pytest.fixture
 def pi() -> Iterator[FakeKernel]:
     """The exporting machine, with a keyboard on 1-1 and a stick on 2-1."""
-    before = folders()
     with FakeKernel() as kernel:
         kernel.plug("1-1", KEYBOARD)
         kernel.plug("2-1", STICK)
         yield kernel
         kernel.check_clean()
-        wait_for_no_folder_but(before)
+        wait_for_no_folder(kernel.root)
 
 
-def folders() -> set[str]:
-    """What agents have made in /run."""
-    return {path.name for path in Path("/run").glob("usbipssh.*")}
+def folders(root: Path) -> list[str]:
+    """What agents on the tree ``root`` have made in /run; other tests have their own."""
+    found = []
+    for note in Path("/run").glob("usbipssh.*/held/agent"):
+        with contextlib.suppress(OSError):
+            if note.read_text().split()[-1:] == [str(root)]:
+                found.append(note.parent.parent.name)
+    return found
 
 
-def wait_for_no_folder_but(before: set[str]) -> None:
-    """Wait until agents that were started since are gone with what they made."""
+def wait_for_no_folder(root: Path) -> None:
+    """Wait until every agent is gone with what it made."""
     end = time.monotonic() + 20
-    while left := folders() - before:
+    while left := folders(root):
         assert time.monotonic() < end, left
         time.sleep(0.05)
 

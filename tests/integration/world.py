@@ -229,7 +229,13 @@ class World:
 
     def check_clean(self, seconds: float = 10) -> None:
         """Nothing is left of anything, on either machine; waits ``seconds`` for that."""
-        self.pi.wait(lambda s: not s["bound"] and not s["connected"], seconds)
+        # A name is taken out a moment after its device was given back.
+        self.pi.wait(
+            lambda s: (
+                not s["bound"] and not s["connected"] and set(s["matched"]) <= set(s["parked"])
+            ),
+            seconds,
+        )
         self.desk.wait(lambda s: not s["ports"])
         for kernel in (self.desk, self.pi):
             kernel.check_clean()
