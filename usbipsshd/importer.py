@@ -196,7 +196,9 @@ class Importer:
             interfaces = device.interfaces if device is not None else ()
             # A disk's generic node is there first, its own only once the disk was looked at.
             have = {i.number for i in interfaces if any(not _GENERIC(n) for n in i.nodes)}
-            if interfaces and wanted <= have:
+            # What was told of the device may lack one: its driver was just being changed there.
+            here = {i.number for i in interfaces if i.class_ in _HAS_NODES}
+            if interfaces and wanted | here <= have:
                 return
             await self._events.wait(LOOK_SECONDS)
 
