@@ -7,7 +7,7 @@ from collections.abc import Callable
 from time import monotonic
 
 import pytest
-from vm.faults import KEYBOARD, PERSON, STICK, Identity, Scene, reboot
+from vm.faults import PERSON, STICK, Identity, Scene
 from vm.testbed import images
 from vm.testbed.desk import Desk
 
@@ -89,34 +89,3 @@ def test_nothing_is_unplugged(
         assert not log.has(Happening.LOST, since=begun)
         row.outcome = "nothing is unplugged, no write fails"
     assert desk.detach(PERSON, attachment) == 1
-
-
-def test_polkitd_restarted(scene: Scene) -> None:
-    desk, stick = scene.desk, scene.stick
-    attachment = desk.attach(PERSON, STICK)
-    with stick.written(attachment), scene.times.row("polkitd restarted") as row:
-        begun = monotonic()
-        desk.run("systemctl", "restart", "polkit.service")
-        other = desk.attach(PERSON, KEYBOARD)
-        row.usable = monotonic() - begun
-        row.outcome = "the next call is decided by the new one"
-        assert desk.detach(PERSON, other) == 1
-    assert desk.detach(PERSON, attachment) == 1
-
-
-def test_desk_is_rebooted(scene: Scene) -> None:
-    desk, stick, log = scene.desk, scene.stick, scene.log
-    attachment = desk.attach("root", STICK, persist=True, keep=True)
-    stick.begin(attachment)
-    count = stick.stop()
-    stick.unmount()
-    with scene.times.row("this machine rebooted, with persist") as row:
-        begun = reboot(desk, hard=False)
-        log.again()
-        row.usable = log.wait(Happening.RESTORED, STICK, since=begun, seconds=120) - begun
-        known = desk.attachment(attachment)
-        assert (known["State"], known["Persist"], known["OwnerUid"]) == ("attached", True, 0)
-        stick.check_again(attachment, count)
-        row.outcome = "attached by itself; the time is mostly that of booting"
-    assert desk.detach("root", "all") == 1
-    assert desk.shell("ls /var/lib/usbipsshd/persistent.json 2>/dev/null || :") == ""
