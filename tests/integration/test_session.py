@@ -163,14 +163,13 @@ def test_it_tells_when_something_is_plugged_in_there(server: Sshd, pi: FakeKerne
     asyncio.run(main())
 
 
-def test_how_it_is_given_back_can_be_said_after_the_connection_ended(
-    server: Sshd, pi: FakeKernel
-) -> None:
+def test_how_it_is_given_back_is_said_with_the_export(server: Sshd, pi: FakeKernel) -> None:
     async def main() -> None:
         async with session(agent_sysfs=str(pi.root)) as running:
             await connect(running, server)
-            (await export(running, "1-1")).close()
-            await running.ask("release", busid="1-1", rebind=False)
+            asked = {**wanted(await device(running, "1-1")), "rebind": False}
+            (await running.export(**asked)).close()
+            assert (await running.event())["busid"] == "1-1"
             assert pi.state()["devices"]["1-1"]["driver"] == ""
 
     asyncio.run(main())
