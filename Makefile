@@ -58,10 +58,10 @@ unit: setup-test
 
 # Twice: with Debian's own packages, and with the newest releases
 test-debian: setup-test
-	@tools/run-pytest $@ $(DEBIAN) 1200 -n 4 --dist loadfile tests/unit tests/integration
+	@tools/run-pytest $@ $(DEBIAN) 1500 -n 3 --dist loadfile tests/unit tests/integration
 
 test-newest: setup-test setup-newest
-	@tools/run-pytest $@ $(NEWEST)/bin/python 1200 -n 4 --dist loadfile tests/unit tests/integration
+	@tools/run-pytest $@ $(NEWEST)/bin/python 1500 -n 3 --dist loadfile tests/unit tests/integration
 
 test-vm: setup-vm deb
 	@tools/run-pytest $@ $(DEBIAN) 1800 tests/vm --ignore-glob='*/test_fault_*'
