@@ -19,6 +19,9 @@ DESK_ADDRESS = "10.77.0.2"
 
 # Where pi has a python3 that nobody finds, for the one test that shows it.
 HIDDEN_PYTHON = "/opt/testbed/python3/usr/bin/python3.11"
+# Likewise udisksctl, and what lets ncat and socat be found only by the tests that are about them.
+HIDDEN_PROGRAMS = "/opt/testbed/bin"
+_HIDDEN_PROGRAMS = ("usr/bin/udisksctl", "usr/bin/socat", "usr/bin/ncat", "bin/busybox")
 _HIDDEN_PACKAGES = ("python3.11-minimal", "libpython3.11-minimal")
 
 STICK_LABEL = "TESTSTICK"
@@ -40,7 +43,6 @@ PROJECT_NEEDS = (
     "python3-dbus-next",
     "python3-pyudev",
     "python3-uvloop",
-    "python3-regex",
     "python3-tomli-w",
     "python3-cryptography",
     "polkitd",
@@ -94,6 +96,12 @@ MASKED = (
     "quotaon.service",
     "systemd-networkd-wait-online.service",
     "proc-sys-fs-binfmt_misc.automount",
+    "udisks2.service",
+    "lvm2-monitor.service",
+    "lvm2-lvmpolld.socket",
+    "dm-event.socket",
+    "blk-availability.service",
+    "apparmor.service",
 )
 
 
@@ -106,8 +114,19 @@ class System:
 
 
 _BOTH = ("systemd-sysv", "udev", "kmod", "procps", "openssh-server", "iproute2")
-PI = System("pi", (*_BOTH, "sudo", "libexpat1", "zlib1g"))
-DESK = System("desk", (*_BOTH, "dbus", "usbutils", "e2fsprogs"))
+PI = System(
+    "pi",
+    (
+        *_BOTH,
+        # What python3, which some tests take away, needs
+        *("sudo", "libexpat1", "zlib1g"),
+        # Other ways to connect a socket, another shell, another ssh server
+        *("socat", "ncat", "busybox", "dropbear-bin"),
+        # What a stick's file systems may be behind
+        *("e2fsprogs", "cryptsetup-bin", "lvm2", "dbus", "udisks2"),
+    ),
+)
+DESK = System("desk", (*_BOTH, "dbus", "usbutils", "e2fsprogs", "apparmor"))
 
 
 def stick_files() -> Mapping[str, bytes]:
@@ -173,6 +192,10 @@ def fill_pi(tree: Path, modules: Path, public_key: str) -> None:
     run(["chroot", tree, "useradd", "-m", "-s", "/bin/bash", "-p", "*", "guest"])
     for package in _HIDDEN_PACKAGES:
         unpack(package, tree / "opt/testbed/python3")
+    hidden = tree / HIDDEN_PROGRAMS.lstrip("/")
+    hidden.mkdir(parents=True)
+    for program in _HIDDEN_PROGRAMS:
+        (tree / program).rename(hidden / Path(program).name)
     # A login shell as plain as any; bash can then be taken away.
     run(["chroot", tree, "usermod", "-s", "/bin/sh", "root"])
     _tidy(tree)
