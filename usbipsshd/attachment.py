@@ -83,6 +83,9 @@ class Attachment:
     unmount: bool = True
     keep: bool = False
     persist: bool = False
+    approved: Device | None = None
+    """The device that its owner was authorized for; None while that is ``device`` itself. One that
+    comes back by pattern may be another, and never one that can do more."""
     hub: int = 0
     """The number of the hub that made it; 0 for none."""
     bound_to: str = ""

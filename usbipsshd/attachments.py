@@ -56,6 +56,8 @@ class _Entry:
     imported: Imported | None = None
     session: Session | None = None
     """The session that exports it; None before it was asked to."""
+    detached_by: int | None = None
+    """The uid of who detached it; None if that was nobody."""
     failed: tuple[str, int] | None = None
     """Bus id and device number of what failed although it was there: trying changes it there,
     so that what changes there is no good news before it is plugged in anew."""
@@ -187,6 +189,7 @@ class Attachments:
                     attachment,
                     Happening.DETACHED,
                     f"detached {attachment.device.busid} of {attachment.remote}",
+                    by=entry.detached_by,
                 )
             for listener in self._listeners:
                 listener.attachment_removed(attachment)
@@ -202,12 +205,27 @@ class Attachments:
             entry.life.detach()
             raise
 
-    async def detach(self, attachment: Attachment) -> None:
-        """Detach and wait until everything was given back."""
+    async def detach(self, attachment: Attachment, by: int | None = None) -> None:
+        """Detach and wait until everything was given back; ``by`` is the uid that asks for it."""
         entry = self._entries.get(attachment.number)
         if entry is not None:
+            if entry.detached_by is None:
+                entry.detached_by = by
             entry.life.detach()
             await entry.life.gone()
+
+    def set_options(self, attachment: Attachment, *, keep: bool, persist: bool) -> None:
+        """Change what becomes of it later; without ``keep`` one that waits is detached.
+
+        Raises :exc:`UsbipError` (NotAttached).
+        """
+        entry = self._entries.get(attachment.number)
+        if entry is None or attachment.state is State.DETACHING:
+            raise UsbipError(Code.NOT_ATTACHED, "The attachment is being detached.")
+        attachment.keep, attachment.persist = keep, persist
+        self._changed(attachment)
+        if not keep and attachment.state is State.WAITING:
+            entry.life.detach()
 
     def detach_soon(self, attachment: Attachment) -> None:
         """Begin to detach."""
@@ -366,7 +384,10 @@ class Attachments:
         async with entry.link.use() as session:
             usb = RemoteUsb(session, attachment.remote)
             if not entry.first:
-                attachment.device = await self._find_again(entry, usb)
+                found = await self._find_again(entry, usb)
+                # What was approved stays the limit, whatever took its place meanwhile.
+                attachment.approved = attachment.approved or attachment.device
+                attachment.device = found
             entry.first = False
             device = attachment.device
             await self._importer.prepare(device.speed)
@@ -418,11 +439,12 @@ class Attachments:
 
         device = await self._chooser.one(usb, attachment.remote, pattern, free)
         summary_of(attachment.remote, device)
+        approved = attachment.approved or attachment.device
         if pattern.busid and not pattern.negated:
-            approved = same_device(attachment.device, device)
+            fits = same_device(approved, device)
         else:
-            approved = no_more_than(attachment.device, device, attachment.remote)
-        if not approved:
+            fits = no_more_than(approved, device, attachment.remote)
+        if not fits:
             raise changed(attachment.remote, device)
         if not free(device):
             raise UsbipError(
@@ -449,14 +471,16 @@ class Attachments:
         return error
 
     @staticmethod
-    def _tell(attachment: Attachment, happening: Happening, text: str) -> None:
+    def _tell(
+        attachment: Attachment, happening: Happening, text: str, by: int | None = None
+    ) -> None:
         tell(
             log,
             happening,
             text,
             remote=attachment.remote,
             busid=attachment.device.busid,
-            uid=attachment.owner_uid,
+            uid=attachment.owner_uid if by is None else by,
         )
 
     async def _give_back(self, entry: _Entry) -> None:

@@ -90,6 +90,7 @@ class HubLife:
         self._asleep = False
         self._detaching = False
         self._abandoned = False
+        self._detached_by: int | None = None
         self._step: asyncio.Task[UsbipError | None] | None = None
         self._watching: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if restored:
@@ -240,7 +241,7 @@ class HubLife:
         async with asyncio.TaskGroup() as group:
             for attachment in self._attachments:
                 if attachment.hub == self.hub.number:
-                    group.create_task(self._attachments.detach(attachment))
+                    group.create_task(self._attachments.detach(attachment, self._detached_by))
 
     # What others tell it
 
@@ -303,10 +304,11 @@ class HubLife:
         if self._step is not None:
             self._step.cancel()
 
-    def detach(self) -> None:
-        """Begin to give everything back; does nothing if that has begun."""
+    def detach(self, by: int | None = None) -> None:
+        """Begin to give everything back, for the uid ``by``; does nothing if that has begun."""
         if not self._detaching:
             self._detaching = True
+            self._detached_by = by
             self._interrupt()
 
     def abandon(self) -> None:

@@ -129,11 +129,11 @@ class Hubs:
             life.detach()
             raise
 
-    async def detach(self, hub: Hub) -> None:
-        """Detach a hub and all that it attached."""
+    async def detach(self, hub: Hub, by: int | None = None) -> None:
+        """Detach a hub and all that it attached; ``by`` is the uid that asks for it."""
         life = self._lives.get(hub.number)
         if life is not None:
-            life.detach()
+            life.detach(by)
             await life.gone()
 
     def detach_soon(self, hub: Hub) -> None:

@@ -96,6 +96,11 @@ class Memory:
         hubs.listen(self)
         self._write()
 
+    def write(self) -> bool:
+        """Write now; whether what is to persist is kept, which a full disk may prevent."""
+        self._write()
+        return self._persisted == self._persistent()
+
     def freeze(self) -> None:
         """Write no more: what is written down is for the next process."""
         self._write()

@@ -82,6 +82,7 @@ class Parts:
             ids=ids,
             chooser=chooser,
             launcher=settings.launcher,
+            keep=self._memory.write,
         )
 
     def publish(self, tree: ObjectTree) -> None:

@@ -81,6 +81,7 @@ def attachment_to_json(attachment: Attachment) -> Packet:
         "unmount": attachment.unmount,
         "keep": attachment.keep,
         "persist": attachment.persist,
+        "approved": None if attachment.approved is None else device_to_json(attachment.approved),
         "hub": attachment.hub,
         "bound_to": attachment.bound_to,
         "input_allowed": attachment.input_allowed,
@@ -101,6 +102,9 @@ def attachment_from_json(packet: Mapping[str, Json]) -> Attachment:
         unmount=get_bool(packet, "unmount"),
         keep=get_bool(packet, "keep"),
         persist=get_bool(packet, "persist"),
+        approved=None
+        if packet.get("approved") is None
+        else device_from_json(get_object(packet, "approved")),
         hub=get_int(packet, "hub", _TOP_NUMBER),
         bound_to=_text(packet, "bound_to"),
         input_allowed=get_bool(packet, "input_allowed"),

@@ -73,6 +73,8 @@ class AttachOptions:
     rebind: bool = True
     expect_vendor_id: int | None = None
     expect_product_id: int | None = None
+    bound_to: str = ""
+    """The caller's name on the bus if the attachment lives no longer than that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,7 @@ class Service:
         ids: UsbIds,
         chooser: Chooser,
         launcher: Launcher,
+        keep: Callable[[], bool],
     ) -> None:
         self.store = store
         self.links = links
@@ -109,6 +112,8 @@ class Service:
         self._ids = ids
         self._chooser = chooser
         self._launcher = launcher
+        self._keep = keep
+        """Writes down what is to persist, now; whether that went well."""
 
     async def list_local(self, pattern: str) -> list[Listed]:
         """This machine's devices that match, in tree order."""
@@ -161,8 +166,12 @@ class Service:
                 keep=options.keep or options.persist,
                 persist=options.persist,
                 input_allowed=action is Action.ATTACH_INPUT,
+                bound_to=options.bound_to,
             )
             self.attachments.begin(link, attachment)
+            if options.persist and not self._keep():
+                await self.attachments.detach(attachment, asking.uid)
+                raise _cannot_keep()
         await self.attachments.usable(attachment)
         return attachment
 
@@ -188,6 +197,9 @@ class Service:
             rebind=options.rebind,
         )
         self.hubs.begin(link, hub)
+        if options.persist and not self._keep():
+            await self.hubs.detach(hub, asking.uid)
+            raise _cannot_keep()
         await self.hubs.watching(hub)
         return hub
 
@@ -204,17 +216,43 @@ class Service:
         }
         return details, Action.ATTACH_INPUT if summary.can_type_or_network else Action.ATTACH
 
+    async def set_options(
+        self, asking: Asking, attachment: Attachment, keep: bool | None, persist: bool | None
+    ) -> None:
+        """Change what becomes of an attachment later; None leaves as it is."""
+        if attachment.hub:
+            raise UsbipError(
+                Code.INVALID_ARGS,
+                "This device belongs to a hub, which keeps it; detach the hub and attach it alone.",
+            )
+        persists = attachment.persist if persist is None else persist
+        if persists and keep is False:
+            raise UsbipError(
+                Code.INVALID_ARGS, "What persists is kept, too; set persist to false as well."
+            )
+        keeps = persists or (attachment.keep if keep is None else keep)
+        others = [] if attachment.owner_uid == asking.uid else [Action.DETACH_OTHERS]
+        managing = [Action.MANAGE_REMOTES] if persists and not attachment.persist else []
+        if others or managing:
+            details, _ = self._details(self.store.find(attachment.remote), attachment.device)
+            await asking.require([*managing, *others], details)
+        before = attachment.keep, attachment.persist
+        self.attachments.set_options(attachment, keep=keeps, persist=persists)
+        if persists and not self._keep():
+            self.attachments.set_options(attachment, keep=before[0], persist=before[1])
+            raise _cannot_keep()
+
     async def detach(self, asking: Asking, attachment: Attachment) -> None:
         """Detach one device and wait until it was given back."""
         await self._may_detach(asking, attachment)
         self.hubs.leave_alone(attachment)
-        await self.attachments.detach(attachment)
+        await self.attachments.detach(attachment, asking.uid)
 
     async def detach_hub(self, asking: Asking, hub: Hub) -> None:
         """Detach a hub with all that it attached."""
         if hub.owner_uid != asking.uid:
             await asking.require([Action.DETACH_OTHERS], {"remote": hub.remote})
-        await self.hubs.detach(hub)
+        await self.hubs.detach(hub, asking.uid)
 
     async def detach_target(self, asking: Asking, target: str) -> int:
         """Detach ``all``, a local bus id or ``remote/busid``; return how many."""
@@ -248,10 +286,10 @@ class Service:
         ]
         async with asyncio.TaskGroup() as group:
             for hub in hubs:
-                group.create_task(self.hubs.detach(hub))
+                group.create_task(self.hubs.detach(hub, asking.uid))
             for attachment in attachments:
                 self.hubs.leave_alone(attachment)
-                group.create_task(self.attachments.detach(attachment))
+                group.create_task(self.attachments.detach(attachment, asking.uid))
         return len(attachments)
 
     @staticmethod
@@ -292,7 +330,7 @@ class Service:
                 attachment = ours[device.busid]
                 if attachment is not None:
                     self.hubs.leave_alone(attachment)
-                    await self.attachments.detach(attachment)
+                    await self.attachments.detach(attachment, asking.uid)
                 await usb.unbind(device.busid)
         return [d.busid for d in exported]
 
@@ -321,10 +359,10 @@ class Service:
         async with asyncio.TaskGroup() as group:
             for hub in self.hubs:
                 if hub.remote == name:
-                    group.create_task(self.hubs.detach(hub))
+                    group.create_task(self.hubs.detach(hub, asking.uid))
             for attachment in self.attachments:
                 if attachment.remote == name:
-                    group.create_task(self.attachments.detach(attachment))
+                    group.create_task(self.attachments.detach(attachment, asking.uid))
         await self.links.drop(name)
         self.store.remove(name)
         log.info("uid %d removed the remote %s", asking.uid, name)
@@ -362,6 +400,14 @@ class Service:
         if attachment is not None and attachment.state is State.ATTACHED:
             return Listed(device, "attached", attachment.number)
         return Listed(device, "exported" if device.exported else "available")
+
+
+def _cannot_keep() -> UsbipError:
+    return UsbipError(
+        Code.FAILED,
+        "This machine could not write down what is to persist; see whether its disk is full, and "
+        "the log of usbipsshd.",
+    )
 
 
 def _to_connect(remote: Remote) -> list[Action]:

@@ -48,6 +48,20 @@ class FakeUdev:
             events.notify()
 
 
+class FieldsHandler(logging.Handler):
+    """Writes down what journald would get with fields of its own: a JSON object a line."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fields = getattr(record, "journal_fields", None)
+        if fields:
+            with self._path.open("a") as file:
+                file.write(json.dumps({"MESSAGE": record.getMessage(), **fields}) + "\n")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     for name in ("sys", "control", "agent-sysfs", "folder", "tree", "session-user"):
@@ -63,6 +77,7 @@ def main() -> int:
     logging.basicConfig(level=logging.DEBUG, stream=sys.stderr, format="daemon: %(message)s")
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     folder, fake_sys = Path(arguments.folder), Path(arguments.sys)
+    logging.getLogger().addHandler(FieldsHandler(folder / "journal"))
 
     async def modprobe(module: str) -> bool:
         child = await asyncio.create_subprocess_exec(fake_sys / "bin/modprobe", module)

@@ -120,6 +120,12 @@ class World:
         """What the daemon and its sessions wrote."""
         return (self.folder / "log").read_text(errors="replace")
 
+    def journal(self) -> list[dict[str, str]]:
+        """What the daemon wrote with journald's fields."""
+        path = self.folder / "journal"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines]
+
     def begin(
         self,
         uid: int,

@@ -47,6 +47,7 @@ _ATTACH = {
     "bind-to-caller": "b",
 }
 _ATTACH_ALL = {"persist": "b", "unmount": "b", "rebind": "b"}
+_SET_OPTIONS = {"keep": "b", "persist": "b"}
 _ADD_REMOTE = {"address": "s", "sudo": "b", "label": "s"}
 
 
@@ -98,6 +99,11 @@ def _text(value: object) -> str:
     return value
 
 
+def _flag(values: Mapping[str, object], name: str) -> bool | None:
+    value = values.get(name)
+    return value if isinstance(value, bool) else None
+
+
 def _number(values: Mapping[str, object], name: str) -> int | None:
     value = values.get(name)
     return value if isinstance(value, int) else None
@@ -124,6 +130,7 @@ class Manager:
             (MANAGER, "RemoveRemote"): self._remove_remote,
             (MANAGER, "TrustHostKey"): self._trust_host_key,
             (ATTACHMENT, "Detach"): self._detach_attachment,
+            (ATTACHMENT, "SetOptions"): self._set_options,
             (ATTACHMENT, "GetStatistics"): self._get_statistics,
             (HUB, "Detach"): self._detach_hub,
         }
@@ -156,6 +163,7 @@ class Manager:
                 rebind=bool(given.get("rebind", True)),
                 expect_vendor_id=_number(given, "expect-vendor-id"),
                 expect_product_id=_number(given, "expect-product-id"),
+                bound_to=call.caller.name if given.get("bind-to-caller") else "",
             ),
         )
         if given.get("bind-to-caller"):
@@ -231,6 +239,16 @@ class Manager:
     async def _detach_attachment(self, call: Call) -> Sequence[object]:
         options(call.args[0], _NOTHING)
         await self._service.detach(self._asks(call), self._attachment(call.path))
+        return ()
+
+    async def _set_options(self, call: Call) -> Sequence[object]:
+        given = options(call.args[0], _SET_OPTIONS)
+        await self._service.set_options(
+            self._asks(call),
+            self._attachment(call.path),
+            _flag(given, "keep"),
+            _flag(given, "persist"),
+        )
         return ()
 
     async def _get_statistics(self, call: Call) -> Sequence[object]:
