@@ -31,7 +31,11 @@ METHODS = {
         "RemoveRemote": ("sa{sv}", ""),
         "TrustHostKey": ("ssa{sv}", ""),
     },
-    "org.usbipssh1.Attachment": {"Detach": ("a{sv}", ""), "GetStatistics": ("a{sv}", "a{sv}")},
+    "org.usbipssh1.Attachment": {
+        "Detach": ("a{sv}", ""),
+        "SetOptions": ("a{sv}", ""),
+        "GetStatistics": ("a{sv}", "a{sv}"),
+    },
     "org.usbipssh1.Hub": {"Detach": ("a{sv}", "")},
     "org.usbipssh1.Remote": {},
 }

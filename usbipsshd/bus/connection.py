@@ -22,6 +22,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from usbipsshd.bus import wire
@@ -47,6 +48,18 @@ _FLUSH_SECONDS = 2.0
 _FRAMES_AT_ONCE = 32
 
 
+@dataclass(slots=True)
+class _Listening:
+    """Who listens to one signal."""
+
+    name: str
+    """The sender's well-known name."""
+    owner: str
+    """Who owns that name now; empty for nobody."""
+    handler: SignalHandler
+    owner_changed: Callable[[bool], None] | None
+
+
 class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
     """One connection to a message bus.
 
@@ -70,7 +83,7 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
         self._writing = False
         self._pending: dict[int, asyncio.Future[Any]] = {}
         self._came_along: dict[int, list[int]] = {}
-        self._signals: dict[tuple[str, str], tuple[str, SignalHandler]] = {}
+        self._signals: dict[tuple[str, str], _Listening] = {}
         self._ended: asyncio.Future[str] = self._loop.create_future()
         self._sent = asyncio.Event()
         self.callers = Callers(self.call)
@@ -112,21 +125,33 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
             raise BusError(_BUS + ".Error.NameTaken", f"{name} is taken")
 
     async def listen(
-        self, name: str, path: str, interface: str, member: str, handler: SignalHandler
-    ) -> None:
+        self,
+        name: str,
+        path: str,
+        interface: str,
+        member: str,
+        handler: SignalHandler,
+        owner_changed: Callable[[bool], None] | None = None,
+    ) -> bool:
         """Call ``handler`` with the values of each such signal from ``name``'s present owner.
 
-        Raises :exc:`BusError` if nobody owns the name. May be called again for a new owner.
+        Returns whether there is one. It may come, go and be replaced, which ``owner_changed`` is
+        told: whether there is one now.
         """
-        body = await self.call(_BUS, _BUS_PATH, _BUS, "GetNameOwner", "s", [name])
-        known = (interface, member) in self._signals
-        self._signals[interface, member] = (str(body[0]), handler)
-        if not known:
-            rule = (
-                f"type='signal',sender='{name}',path='{path}',"
-                f"interface='{interface}',member='{member}'"
-            )
-            await self.call(_BUS, _BUS_PATH, _BUS, "AddMatch", "s", [rule])
+        listening = _Listening(name, "", handler, owner_changed)
+        self._signals[interface, member] = listening
+        rule = (
+            f"type='signal',sender='{name}',path='{path}',interface='{interface}',member='{member}'"
+        )
+        await self.call(_BUS, _BUS_PATH, _BUS, "AddMatch", "s", [rule])
+        try:
+            body = await self.call(_BUS, _BUS_PATH, _BUS, "GetNameOwner", "s", [name])
+        except BusError as error:
+            if error.name != _BUS + ".Error.NameHasNoOwner":
+                raise
+        else:
+            listening.owner = str(body[0])
+        return bool(listening.owner)
 
     async def disconnected(self) -> str:
         """Wait until the connection has ended, and return why in a few words."""
@@ -344,11 +369,18 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
             "sss",
         ):
             name, _old, new = message.body
-            if name.startswith(":") and not new:
-                self._server.left(name)
-                self.callers.left(name)
+            if name.startswith(":"):
+                if not new:
+                    self._server.left(name)
+                    self.callers.left(name)
+                return
+            for listening in self._signals.values():
+                if listening.name == name:
+                    listening.owner = new
+                    if listening.owner_changed is not None:
+                        listening.owner_changed(bool(new))
             return
         found = self._signals.get((str(message.interface), str(message.member)))
         # A signal that is sent to us alone passes every rule, so the sender is looked at here.
-        if found is not None and message.sender == found[0]:
-            found[1](tuple(wire.from_wire(value) for value in message.body))
+        if found is not None and message.sender == found.owner:
+            found.handler(tuple(wire.from_wire(value) for value in message.body))

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable
+from enum import Enum
 
 from usbipsshd.bus.connection import Connection
 from usbipsshd.bus.values import BusError, Disconnected
@@ -19,6 +20,12 @@ _MANAGER = "org.freedesktop.login1.Manager"
 
 SLEEP_SECONDS = 4.5
 """How long giving devices back may delay the sleep; logind allows 5 s (InhibitDelayMaxSec)."""
+
+
+class _News(Enum):
+    SLEEP = "the machine is about to sleep"
+    AWAKE = "it is awake again"
+    BACK = "logind is there, perhaps anew: it knows nothing of an inhibitor"
 
 
 class Logind:
@@ -39,31 +46,47 @@ class Logind:
         self._before = before
         self._after = after
         self._lock = -1
-        self._sleeps: asyncio.Queue[bool] = asyncio.Queue()
+        self._asleep = False
+        self._news: asyncio.Queue[_News] = asyncio.Queue()
 
     async def run(self) -> None:
-        """Watch until cancelled; returns at once on a machine without logind."""
+        """Watch until cancelled, or the bus is gone. Logind may come, go and be restarted."""
         try:
-            await self._bus.listen(_NAME, _PATH, _MANAGER, "PrepareForSleep", self._prepare)
-            await self._take_lock()
+            if await self._bus.listen(
+                _NAME, _PATH, _MANAGER, "PrepareForSleep", self._prepare, self._owner_changed
+            ):
+                await self._take_lock()
+            else:
+                log.info("no logind: devices are not given back before sleep")
             while True:
-                if await self._sleeps.get():
-                    await self._to_sleep()
-                else:
-                    log.info("awake again: devices come back")
-                    self._after()
-                    await self._take_lock()
+                await self._act(await self._news.get())
         except (BusError, Disconnected, TimeoutError) as error:
-            log.info("no logind: devices are not given back before sleep (%s)", error)
+            log.info("devices are not given back before sleep: %s", error)
         finally:
             self._drop_lock()
 
+    async def _act(self, news: _News) -> None:
+        if news is _News.SLEEP:
+            await self._to_sleep()
+            return
+        if self._asleep:
+            # One that was restarted meanwhile does not tell of the end of that sleep.
+            self._asleep = False
+            log.info("awake again: devices come back")
+            self._after()
+        await self._take_lock()
+
+    def _owner_changed(self, present: bool) -> None:
+        if present:
+            self._news.put_nowait(_News.BACK)
+
     def _prepare(self, values: tuple[object, ...]) -> None:
         if values in ((True,), (False,)):
-            self._sleeps.put_nowait(values == (True,))
+            self._news.put_nowait(_News.SLEEP if values == (True,) else _News.AWAKE)
 
     async def _to_sleep(self) -> None:
         log.info("before sleep: giving devices back")
+        self._asleep = True
         try:
             async with asyncio.timeout(SLEEP_SECONDS):
                 await self._before()
@@ -74,15 +97,19 @@ class Logind:
 
     async def _take_lock(self) -> None:
         fds: list[int] = []
-        await self._bus.call(
-            _NAME,
-            _PATH,
-            _MANAGER,
-            "Inhibit",
-            "ssss",
-            ["sleep", "usbipsshd", "Gives USB devices back before sleep", "delay"],
-            fds=fds,
-        )
+        try:
+            await self._bus.call(
+                _NAME,
+                _PATH,
+                _MANAGER,
+                "Inhibit",
+                "ssss",
+                ["sleep", "usbipsshd", "Gives USB devices back before sleep", "delay"],
+                fds=fds,
+            )
+        except (BusError, TimeoutError) as error:
+            # It may be going just now; its successor is asked when it is there.
+            log.warning("logind grants no delay before sleep: %s", error)
         self._drop_lock()
         if fds:
             self._lock = fds.pop(0)

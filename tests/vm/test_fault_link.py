@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The link between the machines is cut, or bad."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic, sleep
+
+from vm.faults import (
+    DEAD_PEER_SECONDS,
+    GIVEN_BACK_SECONDS,
+    PERSON,
+    STICK,
+    Scene,
+    eventually,
+    state,
+)
+
+from usbipsshd.journal import Happening
+
+SHORT, LONG = 5.0, 90.0
+"""Seconds that the link is cut."""
+
+
+@contextmanager
+def _bad_link(scene: Scene, *how: str) -> Iterator[None]:
+    """The link delays and loses what pi and desk send (tc-netem(8))."""
+    machines = (scene.pi, scene.desk)
+    find = 'dev=$(ip -o addr show to "$1" | cut -d" " -f2); shift; '
+    for machine in machines:
+        script = 'exec tc qdisc replace dev "$dev" root netem "$@"'
+        machine.shell(find + script, f"{machine.address}/32", *how)
+    try:
+        yield
+    finally:
+        for machine in machines:
+            machine.shell(find + 'tc qdisc del dev "$dev" root', f"{machine.address}/32")
+
+
+def test_link_cut_for_a_moment(scene: Scene) -> None:
+    desk, stick, log = scene.desk, scene.stick, scene.log
+    attachment = desk.attach(PERSON, STICK, keep=True)
+    with scene.times.row(f"link cut for {SHORT:.0f} s while a file is written") as row:
+        with stick.written(attachment):
+            begun = monotonic()
+            scene.pi.link(up=False)
+            sleep(SHORT)  # this is the fault
+            scene.pi.link(up=True)
+            mended = monotonic()
+            stick.goes_on(1)
+            row.usable = monotonic() - mended
+        assert not log.has(Happening.LOST, since=begun)
+        row.outcome = "nothing is unplugged, no write fails"
+    assert desk.detach(PERSON, attachment) == 1
+
+
+def test_link_cut_for_long(scene: Scene) -> None:
+    pi, desk, stick, log = scene.pi, scene.desk, scene.stick, scene.log
+    attachment = desk.attach(PERSON, STICK, keep=True)
+    stick.begin(attachment)
+    with scene.times.row(f"link cut for {LONG:.0f} s while a file is written") as row:
+        begun = monotonic()
+        pi.link(up=False)
+        try:
+            row.noticed = log.wait(Happening.LOST, STICK, since=begun) - begun
+            assert row.noticed < DEAD_PEER_SECONDS
+            count = stick.failed()
+            back = eventually(
+                lambda: pi.interface_drivers(STICK) == {f"{STICK}:1.0": "usb-storage"},
+                GIVEN_BACK_SECONDS + 10,
+                "pi takes its device back",
+            )
+            assert back - begun < GIVEN_BACK_SECONDS
+            assert pi.exports_left() == []
+            eventually(lambda: pi.agents_left() == [], 20, "the agent goes")
+            assert state(desk, attachment) in ("waiting", "connecting")
+            sleep(max(0.0, begun + LONG - monotonic()))  # this is the fault
+        finally:
+            pi.link(up=True)
+        mended = monotonic()
+        row.usable = log.wait(Happening.RESTORED, STICK, since=mended, seconds=90) - mended
+        stick.check_again(attachment, count)
+        row.outcome = (
+            f"pi has its device back after {back - begun:.0f} s; attached again, every block that "
+            "was written is there"
+        )
+    assert desk.detach(PERSON, attachment) == 1
+
+
+def test_link_that_is_slow_and_loses(scene: Scene) -> None:
+    desk, stick, log = scene.desk, scene.stick, scene.log
+    with (
+        _bad_link(scene, "delay", "100ms", "loss", "5%"),
+        scene.times.row("link with a delay of 200 ms that loses 5 %") as row,
+    ):
+        begun = monotonic()
+        attachment = desk.attach(PERSON, STICK, keep=True)
+        row.usable = monotonic() - begun
+        with stick.written(attachment):
+            pass
+        assert not log.has(Happening.LOST, since=begun)
+        assert desk.detach(PERSON, attachment) == 1
+        row.outcome = "attached, written to, checked and detached"
