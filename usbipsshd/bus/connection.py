@@ -131,6 +131,7 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
         interface: str,
         member: str,
         handler: SignalHandler,
+        *,
         owner_changed: Callable[[bool], None] | None = None,
     ) -> bool:
         """Call ``handler`` with the values of each such signal from ``name``'s present owner.

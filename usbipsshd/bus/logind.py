@@ -53,7 +53,12 @@ class Logind:
         """Watch until cancelled, or the bus is gone. Logind may come, go and be restarted."""
         try:
             if await self._bus.listen(
-                _NAME, _PATH, _MANAGER, "PrepareForSleep", self._prepare, self._owner_changed
+                _NAME,
+                _PATH,
+                _MANAGER,
+                "PrepareForSleep",
+                self._prepare,
+                owner_changed=self._owner_changed,
             ):
                 await self._take_lock()
             else:
