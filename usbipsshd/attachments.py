@@ -93,6 +93,8 @@ class Attachments:
         self._entries: dict[int, _Entry] = {}
         self._listeners: list[AttachmentListener] = []
         self._asleep = False
+        self._awake = asyncio.Event()
+        self._awake.set()
         self._stopping = False
         self._looking: set[str] = set()
         events.listen(self.look)
@@ -266,6 +268,7 @@ class Attachments:
         What begins meanwhile waits for :meth:`wake`, too.
         """
         self._asleep = True
+        self._awake.clear()
         async with asyncio.TaskGroup() as group:
             for entry in self._entries.values():
                 entry.life.sleep()
@@ -274,8 +277,13 @@ class Attachments:
     def wake(self) -> None:
         """The machine is awake again: everything comes back."""
         self._asleep = False
+        self._awake.set()
         for entry in self._entries.values():
             entry.life.wake()
+
+    async def awake(self) -> None:
+        """Wait while the machine is about to sleep: no connection is made for it any more."""
+        await self._awake.wait()
 
     def poke(self, remote: str = "") -> None:
         """There is good news from a remote, or from the network: who waits tries now."""

@@ -141,6 +141,7 @@ class Service:
         link = self._link(remote)
         name = link.remote.name
         await asking.require(_to_connect(link.remote), {"remote": name}, more=True)
+        await self.attachments.awake()
         with link.kept():
             async with link.use() as session:
                 device = await self._chooser.one(
