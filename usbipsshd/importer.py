@@ -18,6 +18,7 @@ from usbipsshd.errors import Code, UsbipError
 from usbipsshd.hold import Hold
 from usbipsshd.localusb import LocalUsb, read_text
 from usbipsshd.sysfs import write
+from usbipsshd.takenports import TakenPorts
 from usbipsshd.udev import Events
 from usbipsshd.vhci import ERROR, FREE, USED, Port, Vhci
 
@@ -74,12 +75,15 @@ class Importer:
         hold: Hold,
         events: Events,
         modprobe: Callable[[str], Awaitable[bool]],
+        *,
+        taken_ports: TakenPorts,
     ) -> None:
         self.vhci = vhci
         self.usb = usb
         self._hold = hold
         self._events = events
         self._modprobe = modprobe
+        self._taken_ports = taken_ports
         self._ports: dict[int, int] = {}
 
     async def prepare(self, speed: float) -> None:
@@ -114,7 +118,9 @@ class Importer:
         if bus is None:
             raise UsbipError(Code.DEVICE_FAILED, "This machine's virtual USB bus has no root hub.")
         same_bus = [p for p in ports if p.controller == ports[0].controller]
-        with self._hold.holding(bus, self._local_busids):
+        # Noted for as long as it is held, and a little longer.
+        noted = self._taken_ports.noted((p.number for p in same_bus), approved.devid)
+        with noted, self._hold.holding(bus, self._local_busids):
             port = self.vhci.attach(same_bus, fd, approved.devid, approved.speed)
             self._ports[port.number] = approved.devid
             imported = Imported(port.number, approved.devid, "")

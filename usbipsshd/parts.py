@@ -23,6 +23,7 @@ from usbipsshd.remotes import RemoteStore
 from usbipsshd.service import Service
 from usbipsshd.settings import Settings
 from usbipsshd.signer import Key
+from usbipsshd.takenports import TakenPorts
 from usbipsshd.takeover import TakeOver
 from usbipsshd.udev import Events
 from usbipsshd.usbids import UsbIds
@@ -43,6 +44,9 @@ class Parts:
         usb, ids = LocalUsb(paths.sys), UsbIds()
         chooser = Chooser(Matcher(), ids)
         hold = Hold(paths.sys, paths.run / "authorized_default.json")
+        taken_ports = TakenPorts(paths.run / "taken-ports.json")
+        # In this order: what was not looked at yet must not be let through.
+        taken_ports.recover(vhci)
         hold.recover()
         self._group = group
         self._events = events
@@ -51,7 +55,9 @@ class Parts:
         self._store = RemoteStore(paths.config, paths.state, paths.known_hosts)
         self._store.load()
         self._memory = Memory(paths.run, paths.state)
-        self._importer = Importer(vhci, usb, hold, events, settings.modprobe)
+        self._importer = Importer(
+            vhci, usb, hold, events, settings.modprobe, taken_ports=taken_ports
+        )
         self._links = Links(
             group=group,
             launcher=settings.launcher,

@@ -32,6 +32,7 @@ from usbipsshd.errors import Code
 from usbipsshd.hold import Hold
 from usbipsshd.importer import Imported, Importer, check_socket
 from usbipsshd.localusb import LocalUsb
+from usbipsshd.takenports import TakenPorts
 from usbipsshd.udev import Events
 from usbipsshd.vhci import Vhci
 
@@ -74,7 +75,9 @@ class Machine:
             return True
 
         usb = LocalUsb(self.sys)
-        return Importer(Vhci(self.sys), usb, self.hold, kernel, modprobe), kernel
+        taken_ports = TakenPorts(self.sys.parent / "taken-ports.json")
+        made = Importer(Vhci(self.sys), usb, self.hold, kernel, modprobe, taken_ports=taken_ports)
+        return made, kernel
 
     def status(self, **used: str) -> None:
         """Ports by name, ``p2="006 …"``."""

@@ -200,8 +200,10 @@ class Stick:
     Each block has a checksum and is on the stick (fsync) before it counts.
     """
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, patience: int = 1) -> None:
         self._desk = desk
+        self._patience = patience
+        """How many times slower than usual it may be."""
         self._path = f"{MOUNT}/numbers"
         self._status = "/run/testbed-writer"
 
@@ -223,11 +225,15 @@ class Stick:
 
     def mount(self, node: str) -> None:
         """Mount the stick; the file system mends itself from its journal."""
-        self._desk.shell('mkdir -p "$1" && mount "$2" "$1"', MOUNT, node)
+        self._desk.shell(
+            'mkdir -p "$1" && mount "$2" "$1"', MOUNT, node, timeout=60 * self._patience
+        )
 
     def unmount(self) -> None:
         """Unmount, also when the device is gone."""
-        self._desk.shell('umount "$1" 2>/dev/null || umount -l "$1"', MOUNT, timeout=120)
+        self._desk.shell(
+            'umount "$1" 2>/dev/null || umount -l "$1"', MOUNT, timeout=120 * self._patience
+        )
 
     def progress(self) -> tuple[int, str]:
         """How many blocks were written, and how the writer is."""
@@ -237,6 +243,7 @@ class Stick:
 
     def goes_on(self, blocks: int = 5, seconds: int = 40) -> None:
         """Wait until that many more blocks are written; fails if the writer ended."""
+        seconds *= self._patience
         self._desk.shell(
             'now() { [ -e "$status" ] && read -r number told < "$status" || number=0 told=runs; }\n'
             'status=$1; now; wanted=$((number + $2)); i=0\n'
@@ -250,7 +257,7 @@ class Stick:
     def stop(self) -> int:
         """Stop writing, which must have gone well to the end; the number of blocks."""
         self._desk.run("touch", f"{self._status}.stop")
-        eventually(lambda: self.progress()[1] != Way.RUNS, 30, "the writer stops")
+        eventually(lambda: self.progress()[1] != Way.RUNS, 30 * self._patience, "the writer stops")
         number, told = self.progress()
         assert told == Way.STOPPED, f"a write failed: {told}"
         return number
@@ -264,7 +271,9 @@ class Stick:
     def check(self, count: int) -> None:
         """All of `count` blocks must be on the mounted stick."""
         path = self._path
-        said = self._desk.run("python3", "-c", _CHECKER, path, str(count), timeout=120).strip()
+        said = self._desk.run(
+            "python3", "-c", _CHECKER, path, str(count), timeout=120 * self._patience
+        ).strip()
         assert said == "right", said
 
     def check_again(self, attachment: str, count: int) -> None:

@@ -13,6 +13,7 @@ from vm.faults import (
     PERSON,
     STICK,
     Scene,
+    Stick,
     eventually,
     state,
 )
@@ -89,7 +90,7 @@ def test_link_cut_for_long(scene: Scene) -> None:
 
 
 def test_link_that_is_slow_and_loses(scene: Scene) -> None:
-    desk, stick, log = scene.desk, scene.stick, scene.log
+    desk, stick, log = scene.desk, Stick(scene.desk, patience=8), scene.log
     with (
         _bad_link(scene, "delay", "100ms", "loss", "5%"),
         scene.times.row("link with a delay of 200 ms that loses 5 %") as row,
