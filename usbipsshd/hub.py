@@ -87,6 +87,8 @@ class HubLife:
         self._cut_off: set[int] = set()
         self._poked = asyncio.Event()
         self._lost: UsbipError | None = None
+        self._looked_at = 0.0
+        """When it last looked at what is there, in seconds since the epoch."""
         self._asleep = False
         self._detaching = False
         self._abandoned = False
@@ -173,11 +175,13 @@ class HubLife:
                 await self._poked.wait()
 
     def _next_try(self) -> float | None:
-        times = [t.retry_at for t in self._trouble.values() if t.retry_at and not t.aside]
+        # What was due at the last look was tried then, or is attached otherwise: no time for it.
+        times = [t.retry_at for t in self._trouble.values() if t.retry_at > self._looked_at]
         return min(times, default=None)
 
     async def _reconcile(self, session: Session) -> None:
         """Attach what is there and should be."""
+        self._looked_at = self._now()
         usb = RemoteUsb(session, self.hub.remote)
         devices = [d for d in await usb.devices() if attachable(d)]
         there = {_plug(d) for d in devices}
@@ -189,7 +193,7 @@ class HubLife:
 
     def _due(self, device: Device) -> bool:
         trouble = self._trouble.get(_plug(device))
-        return trouble is None or (not trouble.aside and trouble.retry_at <= self._now())
+        return trouble is None or (not trouble.aside and trouble.retry_at <= self._looked_at)
 
     async def _begin(self, usb: RemoteUsb, device: Device) -> None:
         hub = self.hub
@@ -215,7 +219,7 @@ class HubLife:
         trouble.tries += 1
         trouble.retry_at = self._now() + trouble.backoff.next()
         if trouble.tries >= MAX_TRIES and not trouble.aside:
-            trouble.aside = True
+            trouble.aside, trouble.retry_at = True, 0.0
             self._note_aside()
             log.warning(
                 "%s of %s is left alone until it is plugged in anew: %s",
@@ -270,8 +274,8 @@ class HubLife:
 
     def leave_alone(self, attachment: Attachment) -> None:
         """Somebody detached this one: not again until it is plugged in anew."""
-        plug = _plug(attachment.device)
-        self._trouble.setdefault(plug, _Trouble(self._new_backoff())).aside = True
+        trouble = self._trouble.setdefault(_plug(attachment.device), _Trouble(self._new_backoff()))
+        trouble.aside, trouble.retry_at = True, 0.0
         self._note_aside()
 
     def lost(self, error: UsbipError) -> None:

@@ -218,6 +218,9 @@ class Hubs:
 
     def attachment_removed(self, attachment: Attachment) -> None:
         """See :class:`usbipsshd.attachments.AttachmentListener`."""
-        life = self._lives.get(attachment.hub)
-        if life is not None:
-            life.removed(attachment)
+        for life in self._lives.values():
+            if life.hub.number == attachment.hub:
+                life.removed(attachment)
+            elif life.hub.remote == attachment.remote:
+                # It may be one that this hub is to have, and somebody else had.
+                life.nudge()
