@@ -508,10 +508,12 @@ class Attachments:
             try:
                 await usb.release(attachment.device.busid, rebind=attachment.rebind)
             except UsbipError as error:
-                log.warning(
-                    "%s of %s: giving back failed: %s",
-                    attachment.device.busid, attachment.remote, error,
-                )  # fmt: skip
+                # Lost in the middle of it: then, too, the agent does it by itself.
+                if not session.gone:
+                    log.warning(
+                        "%s of %s: giving back failed: %s",
+                        attachment.device.busid, attachment.remote, error,
+                    )  # fmt: skip
 
 
 def stopping() -> UsbipError:

@@ -95,7 +95,8 @@ class Daemon:
             group.create_task(settings.notifier.watchdog(), name="watchdog"),
         ]
         try:
-            settings.notifier.send("READY=1", "STATUS=Ready")
+            settings.notifier.send("READY=1")
+            parts.status.tell()
             log.info("ready on %s", BUS_NAME)
             lost = await self._until_stopped(bus)
             settings.notifier.send("STOPPING=1", "STATUS=Stopping")

@@ -23,6 +23,7 @@ from usbipsshd.remotes import RemoteStore
 from usbipsshd.service import Service
 from usbipsshd.settings import Settings
 from usbipsshd.signer import Key
+from usbipsshd.status import Status
 from usbipsshd.takenports import TakenPorts
 from usbipsshd.takeover import TakeOver
 from usbipsshd.udev import Events
@@ -75,6 +76,8 @@ class Parts:
         self._hubs = Hubs(
             group=group, attachments=self.attachments, chooser=chooser, now=settings.now
         )
+        self.status = Status(self.attachments, settings.notifier.send)
+        self.attachments.listen(self.status)
         self._links.listen(self.attachments)
         self._links.listen(self._hubs)
         self.attachments.listen(self._hubs)

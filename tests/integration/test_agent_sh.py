@@ -283,6 +283,20 @@ def test_list_with_nothing_plugged_in(agent: Agent) -> None:
     assert agent.ask("list") == [b"b 1 0000:00:14.0", b"b 2 0000:00:14.0", b"ok"]
 
 
+@pytest.mark.parametrize("shell", SHELLS)
+def test_one_that_goes_while_it_is_described_is_not_there(shell: str, tmp_path: Path) -> None:
+    # As it looks between two of the agent's reads: the folder is there, what is in it is not.
+    folder = tmp_path / "bus/usb/devices/1-9"
+    folder.mkdir(parents=True)
+    (folder / "descriptors").write_bytes(bytes(18))
+    agent = Agent(shell, tmp_path)
+    try:
+        assert agent.ask("describe 1-9") == [b"fail DeviceNotFound 1-9"]
+        assert agent.ask("list") == [b"ok"]
+    finally:
+        agent.process.communicate(timeout=SECONDS)
+
+
 def test_describe_gives_the_descriptors(agent: Agent, pi: FakeKernel) -> None:
     pi.plug("1-1", BLUETOOTH)
     pi.plug("2-1", STICK)

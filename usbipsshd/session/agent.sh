@@ -300,9 +300,9 @@ nodes_below() {
     IFS=' '
 }
 
-# device BUSID: its lines, and those of its interfaces.
+# device BUSID: its lines, and those of its interfaces; false where it is none (any more).
 device() {
-    [ -e "$devices/$1/idVendor" ] || return
+    [ -e "$devices/$1/idVendor" ] || return 1
     add "d $1"
     attributes "$devices/$1" busnum devnum idVendor idProduct bcdDevice bDeviceClass \
         bDeviceSubClass bDeviceProtocol speed manufacturer product serial usbip_status
@@ -322,6 +322,7 @@ device() {
         done
         IFS=' '
     done
+    return 0
 }
 
 buses() {
@@ -366,7 +367,11 @@ describe() {
     set -- "$devices/$id:"*/
     set -f
     nodes_below "$@"
-    device "$id"
+    if ! device "$id"; then
+        # It went meanwhile: nothing is said of it.
+        fail DeviceNotFound "$id"
+        return
+    fi
     digits=
     IFS=" $nl"
     for byte in $({ od -An -v -tx1 "$devices/$id/descriptors" ||
