@@ -4,9 +4,10 @@
 
     tools/setup_venv.py FOLDER
 
-It holds what pyproject.toml names: the dependencies and the groups ``test`` and ``lint``, each in
-its newest release. A week later, or when the list changes, it is brought up to date; a refresh
-that fails (no network) leaves the environment in use. Every user can read it, whatever the umask.
+It holds what pyproject.toml names: the dependencies and the groups ``tray``, ``test`` and
+``lint``, each in its newest release. A week later, or when the list changes, it is brought up to
+date; a refresh that fails (no network) leaves the environment in use. Every user can read it,
+whatever the umask.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def wanted() -> list[str]:
     """The requirements, from pyproject.toml."""
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     groups = project["optional-dependencies"]
-    return sorted([*project["dependencies"], *groups["test"], *groups["lint"]])
+    return sorted([*project["dependencies"], *groups["tray"], *groups["test"], *groups["lint"]])
 
 
 def main() -> int:

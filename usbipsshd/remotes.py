@@ -73,6 +73,11 @@ class Remote:
     source: Path | None = None
 
 
+def is_name(text: str) -> bool:
+    """Whether a remote may be listed under this name."""
+    return _NAME.fullmatch(text) is not None
+
+
 def parse_address(text: str) -> Address:
     """Parse ``[user@]host[:port]`` or ``[user@][v6addr][:port]``.
 
@@ -193,7 +198,7 @@ class RemoteStore:
 
     def listed(self, name: str) -> Remote:
         """The listed remote of that name; raise :exc:`UsbipError` (InvalidArgs, UnknownRemote)."""
-        if not _NAME.fullmatch(name):
+        if not is_name(name):
             raise UsbipError(
                 Code.INVALID_ARGS,
                 "A remote's name has letters, digits, '.', '_' and '-', at most 64 of them.",
@@ -210,7 +215,7 @@ class RemoteStore:
         if text in self._remotes:
             return self._remotes[text]
         address = parse_address(text)
-        bare = _NAME.fullmatch(text) is not None and "." not in text
+        bare = is_name(text) and "." not in text
         return Remote(str(address), address, listed=False, bare=bare)
 
     def add(self, name: str, options: Mapping[str, object]) -> Remote:
