@@ -35,13 +35,14 @@ class Daemon:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._stop = asyncio.Event()
+        self._reload = asyncio.Event()
 
     def stop(self) -> None:
         """Begin to stop: devices are given back, ports freed."""
         self._stop.set()
 
     async def run(self) -> None:
-        """Run until :meth:`stop`, SIGTERM, SIGINT or the loss of the bus.
+        """Run until :meth:`stop`, SIGTERM, SIGINT or the loss of the bus; SIGHUP reloads.
 
         Raises ConnectionError when the bus is gone, and what kept it from starting.
         """
@@ -49,6 +50,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self._reload.set)
         paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         paths.run.mkdir(mode=0o755, parents=True, exist_ok=True)
         with only_one(paths.run / "lock"):
@@ -93,6 +95,7 @@ class Daemon:
             group.create_task(logind.run(), name="logind"),
             group.create_task(settings.watch_network(parts.good_news), name="network"),
             group.create_task(settings.notifier.watchdog(), name="watchdog"),
+            group.create_task(self._reload_when_told(parts), name="reload"),
         ]
         try:
             settings.notifier.send("READY=1")
@@ -109,6 +112,15 @@ class Daemon:
             for task in background:
                 task.cancel()
         return lost
+
+    async def _reload_when_told(self, parts: Parts) -> None:
+        """Read the configuration again at each SIGHUP (sd_notify(3), RELOADING)."""
+        while True:
+            await self._reload.wait()
+            self._reload.clear()
+            self._settings.notifier.reloading()
+            await parts.service.reload()
+            self._settings.notifier.send("READY=1")
 
     async def _until_stopped(self, bus: Connection) -> str:
         """Wait for a reason to stop; return why the bus went, empty if it did not."""

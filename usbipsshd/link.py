@@ -180,6 +180,16 @@ class Link:
             self._idle_timer.cancel()
             self._idle_timer = None
 
+    def change(self, remote: Remote) -> None:
+        """Its settings have changed: they are used from the next connection on.
+
+        One that is there stays for as long as somebody uses it.
+        """
+        self.remote = remote
+        if self._task is not None and not self._users:
+            self._idle.set()
+        self.forget_trouble()
+
     def forget_trouble(self) -> None:
         """A host key was pinned: what stood in the way of a connection may be gone."""
         if self._task is None:

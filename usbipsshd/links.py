@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from usbipsshd.errors import Code, UsbipError
@@ -110,6 +110,13 @@ class Links:
             idle_seconds=self._idle_seconds,
         )
         return link
+
+    def follow(self, remotes: Iterable[Remote]) -> None:
+        """The list of remotes was read again: use what it says from the next connection on."""
+        for remote in remotes:
+            link = self._links.get(remote.name)
+            if link is not None and link.remote != remote:
+                link.change(remote)
 
     def get(self, name: str) -> Link | None:
         """The link of that name, if there is one."""

@@ -8,6 +8,7 @@ import asyncio
 import os
 import re
 import socket
+import time
 from collections.abc import Mapping, Sequence
 
 
@@ -26,6 +27,11 @@ class Notifier:
         while self._address and self._watchdog_seconds > 0:
             self.send("WATCHDOG=1")
             await asyncio.sleep(self._watchdog_seconds / 3)
+
+    def reloading(self) -> None:
+        """Tell that the configuration is being read again; READY=1 follows."""
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        self.send("RELOADING=1", f"MONOTONIC_USEC={now}")
 
     def send(self, *states: str, fds: Sequence[int] = ()) -> None:
         """Send assignments such as ``READY=1``, and descriptors with ``FDSTORE=1``."""

@@ -6,56 +6,27 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import ipaddress
 import logging
 import os
 import re
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import tomli_w
 
+from usbipsshd.address import Address, is_name, parse_address
 from usbipsshd.errors import Code, UsbipError
+from usbipsshd.remotefile import BadFile, read_remote_file
 from usbipsshd.text import clean
 
 log = logging.getLogger(__name__)
 
 MAX_REMOTES = 256
-MAX_FILE = 64 << 10
 MAX_KNOWN_HOSTS = 4 << 20
-DEFAULT_USER = "root"
-DEFAULT_PORT = 22
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}", re.ASCII)
-_USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}\$?", re.ASCII)
-_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?", re.ASCII)
-_ADDRESS = re.compile(
-    r"(?:(?P<user>[^@]*)@)?(?:\[(?P<six>[^\]]*)\]|(?P<host>[^\[\]:@]*))(?::(?P<port>[0-9]{1,5}))?",
-    re.ASCII,
-)
 _KEY_TYPE = re.compile(r"[a-z0-9@.-]{4,64}", re.ASCII)
 _FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}", re.ASCII)
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where sshd is, and whom to log in as."""
-
-    user: str
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        port = "" if self.port == DEFAULT_PORT else f":{self.port}"
-        return f"{self.user}@{host}{port}"
-
-    @property
-    def known_hosts_name(self) -> str:
-        """The host as a known_hosts file has it (sshd(8), SSH_KNOWN_HOSTS FILE FORMAT)."""
-        return self.host if self.port == DEFAULT_PORT else f"[{self.host}]:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,44 +42,6 @@ class Remote:
     bare: bool = False
     """Not listed, and given as one word that may have been meant as a name."""
     source: Path | None = None
-
-
-def is_name(text: str) -> bool:
-    """Whether a remote may be listed under this name."""
-    return _NAME.fullmatch(text) is not None
-
-
-def parse_address(text: str) -> Address:
-    """Parse ``[user@]host[:port]`` or ``[user@][v6addr][:port]``.
-
-    Raises :exc:`UsbipError` (InvalidArgs).
-    """
-    match = _ADDRESS.fullmatch(text) if len(text) <= 320 else None
-    if match is None:
-        raise _bad_address()
-    user = DEFAULT_USER if match["user"] is None else match["user"]
-    port = int(match["port"] or DEFAULT_PORT)
-    if match["six"] is not None:
-        try:
-            host = str(ipaddress.IPv6Address(match["six"]))
-        except ValueError:
-            raise _bad_address() from None
-        if "%" in host and not re.fullmatch(r"[0-9a-f:.]+%[A-Za-z0-9_.-]{1,15}", host, re.ASCII):
-            raise _bad_address()
-    else:
-        host = match["host"]
-        if not _HOST.fullmatch(host):
-            raise _bad_address()
-    if not _USER.fullmatch(user) or not 0 < port < 65536:
-        raise _bad_address()
-    return Address(user, host, port)
-
-
-def _bad_address() -> UsbipError:
-    return UsbipError(
-        Code.INVALID_ARGS,
-        "A remote is the name of a listed one, or [user@]host[:port], or [user@][v6addr]:port.",
-    )
 
 
 def check_fingerprint(text: str) -> str:
@@ -144,7 +77,8 @@ class RemoteStore:
     that AddRemote keeps.
 
     A remote's file is named after it and has the keys ``address`` (default: its
-    name), ``sudo`` and ``label``. A damaged file costs that remote alone.
+    name), ``sudo`` and ``label``. A damaged file costs that remote alone, and the log says which
+    line of it is wrong.
     """
 
     def __init__(self, config: Path, state: Path, known_hosts: tuple[Path, ...]) -> None:
@@ -165,33 +99,36 @@ class RemoteStore:
 
     def load(self) -> None:
         """Read every file; root's files win over those of the same name that were added."""
-        self._remotes.clear()
+        self._remotes = self._read_all()
+
+    def reload(self) -> list[Remote]:
+        """Read every file again, all at once; those that were listed before and are no more."""
+        before, self._remotes = self._remotes, self._read_all()
+        if before != self._remotes:
+            self._tell()
+        return [remote for name, remote in before.items() if name not in self._remotes]
+
+    def _read_all(self) -> dict[str, Remote]:
+        found: dict[str, Remote] = {}
         for folder in (self._config, self._state):
             for path in sorted(folder.glob("*.toml")) if folder.is_dir() else ():
+                name = path.name.removesuffix(".toml")
                 try:
-                    remote = self._read(path)
-                except (OSError, ValueError, RecursionError, UsbipError) as error:
-                    log.warning("%s: this remote is left out: %s", path, error)
+                    if not is_name(name):
+                        raise BadFile("Its name is no name for a remote.")
+                    if name in found:
+                        continue
+                    if len(found) >= MAX_REMOTES:
+                        raise BadFile(f"At most {MAX_REMOTES} remotes can be listed.")
+                    listing = read_remote_file(path, name)
+                except BadFile as error:
+                    where = f"{path}:{error.line}" if error.line else str(path)
+                    log.warning("%s: %s This remote is left out.", where, error.why)
                     continue
-                if len(self._remotes) < MAX_REMOTES:
-                    self._remotes.setdefault(remote.name, remote)
-
-    @staticmethod
-    def _read(path: Path) -> Remote:
-        if path.stat().st_size > MAX_FILE:
-            raise ValueError("too long")
-        name = path.name.removesuffix(".toml")
-        if not _NAME.fullmatch(name):
-            raise ValueError("the file's name is no name for a remote")
-        values = tomllib.loads(path.read_text("utf-8"))
-        unknown = sorted(set(values) - {"address", "sudo", "label"})
-        if unknown:
-            raise ValueError(f"unknown key {unknown[0]!r}")
-        address = values.get("address", name)
-        sudo, label = values.get("sudo", False), values.get("label", "")
-        if not isinstance(address, str) or not isinstance(sudo, bool) or not isinstance(label, str):
-            raise ValueError("address and label are strings, sudo is true or false")  # noqa: TRY004
-        return Remote(name, parse_address(address), sudo=sudo, label=clean(label), source=path)
+                found[name] = Remote(
+                    name, listing.address, sudo=listing.sudo, label=listing.label, source=path
+                )
+        return found
 
     def __iter__(self) -> Iterator[Remote]:
         return iter(list(self._remotes.values()))

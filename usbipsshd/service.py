@@ -357,16 +357,29 @@ class Service:
         """Detach what a remote holds, and forget it."""
         await asking.require([Action.MANAGE_REMOTES], {"remote": name})
         self.store.check_removable(name)
+        await self._let_go(name, asking.uid)
+        self.store.remove(name)
+        log.info("uid %d removed the remote %s", asking.uid, name)
+
+    async def _let_go(self, name: str, by: int) -> None:
+        """Detach what a remote holds, and close the connection to it."""
         async with asyncio.TaskGroup() as group:
             for hub in self.hubs:
                 if hub.remote == name:
-                    group.create_task(self.hubs.detach(hub, asking.uid))
+                    group.create_task(self.hubs.detach(hub, by))
             for attachment in self.attachments:
                 if attachment.remote == name:
-                    group.create_task(self.attachments.detach(attachment, asking.uid))
+                    group.create_task(self.attachments.detach(attachment, by))
         await self.links.drop(name)
-        self.store.remove(name)
-        log.info("uid %d removed the remote %s", asking.uid, name)
+
+    async def reload(self) -> None:
+        """Read root's files again. What is attached stays, but not from a remote that is gone."""
+        gone = self.store.reload()
+        self.links.follow(self.store)
+        for remote in gone:
+            log.info("the remote %s is listed no more", remote.name)
+            await self._let_go(remote.name, 0)
+        log.info("read the list of remotes again")
 
     async def trust_host_key(self, asking: Asking, name: str, wanted: str) -> None:
         """Pin a listed remote's host key, if it presents exactly this one now."""

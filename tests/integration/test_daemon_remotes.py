@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,18 @@ from fakekernel import SERIAL_ADAPTER, STICK
 from integration.otherremotes import listed, other_sshd
 from integration.recorder import recording
 from integration.sshd import free_port
-from integration.world import ALICE, BOB, ERROR, NAME, REMOTE, ROOT, World, world
+from integration.world import (
+    ALICE,
+    ATTACHMENT,
+    BOB,
+    ERROR,
+    NAME,
+    REMOTE,
+    ROOT,
+    World,
+    wait_until,
+    world,
+)
 
 WRONG = "SHA256:" + "A" * 43
 
@@ -211,3 +223,55 @@ def test_one_that_is_not_listed(w: World) -> None:
         address = f"127.0.0.1:{ports[0]}"
         w.refused("HostKeyUnknown", ALICE, "ListRemote", "ssa{sv}", address, "", "0")
         w.refused("InvalidArgs", ALICE, "TrustHostKey", "ssa{sv}", address, w.fingerprint(), "0")
+
+
+def etc_file(w: World, name: str, text: str | None) -> None:
+    path = w.folder / f"etc/remotes.d/{name}.toml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if text is None:
+        path.unlink()
+    else:
+        path.write_text(text)
+
+
+def reload(w: World) -> None:
+    """What ``systemctl reload`` does, until it is done."""
+    assert w.daemon is not None
+    done = w.log().count("read the list of remotes again")
+    w.daemon.send_signal(signal.SIGHUP)
+    wait_until(lambda: w.log().count("read the list of remotes again") > done, "not reloaded")
+
+
+def test_root_s_files_are_read_again(w: World) -> None:
+    listed_before = w.objects()
+    address = f"root@127.0.0.1:{w.ssh.port}"
+    etc_file(w, "bench", f"address = '{address}'\nlabel = 'Bench'")
+    etc_file(w, "wrong", "label = 'x'\naddress = ")
+    with recording(w.bus, NAME) as record:
+        reload(w)
+        path = f"{ROOT}/remote/bench"
+        assert sorted({*w.objects()} - {*listed_before}) == [path]
+        assert "wrong.toml:2: " in w.log()
+        w.authorize()
+        w.call(0, "TrustHostKey", "ssa{sv}", "bench", w.fingerprint(), "0")
+        stick = w.attach("2-1", ALICE, "bench")
+        # What is attached stays, whatever becomes of the address; the next connection needs it.
+        etc_file(w, "bench", "address = 'root@127.0.0.1:1'\nlabel = 'Another'")
+        reload(w)
+        assert w.get(stick, ATTACHMENT, "State") == "attached"
+        assert w.get(path, REMOTE, "Label") == "Another"
+        record.wait(lambda _: "Another" in record.values(path, "Label"))
+        assert w.desk.transfer(int(w.get(stick, ATTACHMENT, "Port")), 10_000) == 10_000
+        w.call(ALICE, "Detach", "sa{sv}", stick, "0")
+        etc_file(w, "bench", f"address = '{address}'")
+        reload(w)
+        stick = w.attach("2-1", ALICE, "bench")
+        # One that is listed no more has nothing here any more.
+        etc_file(w, "bench", None)
+        etc_file(w, "wrong", None)
+        reload(w)
+        assert w.objects() == listed_before
+        w.pi.wait(lambda s: s["devices"]["2-1"]["driver"] == "usb")
+        assert w.stop_daemon() == 0
+        w.start_daemon()
+        assert w.objects() == listed_before

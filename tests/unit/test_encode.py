@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.made import KEYBOARD, STICK
 
+from usbipsshd.address import Address
 from usbipsshd.attachment import Attachment, State
 from usbipsshd.bus.encode import (
     attachment_number,
@@ -25,7 +26,7 @@ from usbipsshd.bus.encode import (
 from usbipsshd.bus.values import Variant
 from usbipsshd.device import Interface
 from usbipsshd.link import LinkState, LinkStatus
-from usbipsshd.remotes import Address, Remote
+from usbipsshd.remotes import Remote
 from usbipsshd.service import Listed
 
 TYPES = {

@@ -16,11 +16,12 @@ import pytest
 from unit.made import refused, run, settle
 
 import usbipsshd.link
+from usbipsshd.address import Address
 from usbipsshd.control import Session
 from usbipsshd.errors import Code, UsbipError
 from usbipsshd.link import Link, LinkHooks, LinkState, fetch_host_key
 from usbipsshd.messages import Packet
-from usbipsshd.remotes import Address, Remote
+from usbipsshd.remotes import Remote
 from usbipsshd.seqpacket import SeqPacket
 from usbipsshd.signer import Key
 

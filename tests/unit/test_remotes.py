@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import stat
 from pathlib import Path
 
@@ -12,14 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.made import refused
 
+from usbipsshd.address import Address, parse_address
 from usbipsshd.errors import Code, UsbipError
 from usbipsshd.remotes import (
     MAX_REMOTES,
-    Address,
     RemoteStore,
     check_fingerprint,
     fingerprint,
-    parse_address,
 )
 
 _BLOB = b"\x00\x00\x00\x0bssh-ed25519\x00\x00\x00\x20" + bytes(range(32))
@@ -150,6 +150,65 @@ def test_a_damaged_file_costs_that_remote_alone(etc: Etc, name: str, text: str |
     (etc.config / "remotes.d/folder.toml").mkdir()
     (etc.config / "remotes.d/dangling.toml").symlink_to("nowhere")
     assert [r.name for r in etc.reopen()] == ["aaa", "zzz"]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "about"),
+    [
+        ("label = 'x'\n\naddress = \n", 3, "value"),
+        ("label = 'x'\nadress = 'typo'", 2, "adress"),
+        ("sudo = true\n[address]\nx = 1", 2, "text"),
+        ("# pi\nsudo = 'yes'", 2, "true or false"),
+        ("sudo = 1", 1, "true or false"),
+        ("# here\n  address = '-oProxyCommand=x'", 2, "host"),
+        ("label = 'ok'\nlabel = 'again'", 2, "overwrite"),
+        ("label = 'never ends", 1, ""),
+        (b"# a\n# \xff", 2, "UTF-8"),
+        ("x" * 70000, 0, "longer"),
+    ],
+)
+def test_the_log_says_which_line_is_wrong(
+    etc: Etc, text: str | bytes, line: int, about: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    etc.file("bad.toml", text)
+    assert list(etc.reopen()) == []
+    (message,) = [r.getMessage() for r in caplog.records]
+    where = f"{etc.config}/remotes.d/bad.toml" + (f":{line}: " if line else ": ")
+    assert message.startswith(where)
+    assert about in message
+    assert message.endswith(". This remote is left out.")
+    assert message.isprintable()
+
+
+def test_a_file_that_others_can_write_lists_nothing(etc: Etc) -> None:
+    etc.file("pi.toml", "")
+    path = etc.config / "remotes.d/pi.toml"
+    for mode in (0o664, 0o646):
+        path.chmod(mode)
+        assert list(etc.reopen()) == []
+    path.chmod(0o644)
+    os.chown(path, 4711, 0)
+    assert list(etc.reopen()) == []
+
+
+def test_reading_again_tells_what_is_gone(etc: Etc) -> None:
+    etc.file("pi.toml", "")
+    etc.file("bench.toml", "label = 'Bench'")
+    store = etc.reopen()
+    etc.told = 0
+    assert store.reload() == []
+    assert etc.told == 0
+    bench = store.listed("bench")
+    (etc.config / "remotes.d/bench.toml").unlink()
+    etc.file("pi.toml", "address = 'other'")
+    etc.file("new.toml", "")
+    assert store.reload() == [bench]
+    assert etc.told == 1
+    assert [r.name for r in store] == ["new", "pi"]
+    assert store.listed("pi").address.host == "other"
+    # A mistake costs the remote in whose file it is, also then.
+    etc.file("pi.toml", "address = ")
+    assert [r.name for r in store.reload()] == ["pi"]
 
 
 def test_what_was_added_is_kept(etc: Etc) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from usbipssh_tray.text import _
+from usbipsshd.address import DEFAULT_USER, is_name, parse_address
 from usbipsshd.errors import UsbipError
-from usbipsshd.remotes import DEFAULT_USER, is_name, parse_address
 
 NAME, ADDRESS = "name", "address"
 """The fields of :class:`AddRemote` that a problem can be about."""

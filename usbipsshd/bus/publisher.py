@@ -80,6 +80,8 @@ class Publisher:
                 link = self._links.get(remote.name)
                 status = link.status if link is not None else LinkStatus()
                 self._tree.add(path, {REMOTE: remote_properties(remote, status)})
+            else:
+                self._tree.change(path, REMOTE, Label=remote.label)
 
     def link_changed(self, link: Link) -> None:
         """See :class:`usbipsshd.links.LinkListener`."""
