@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 from pathlib import Path
@@ -53,8 +54,13 @@ def png(status: Status, size: int) -> bytes:
 
 
 def pixmaps(status: Status) -> list[tuple[int, int, bytes]]:
-    """Width, height and ARGB32 in network byte order (StatusNotifierItem, IconPixmap)."""
-    made = []
+    """Width, height and ARGB32 in network byte order (StatusNotifierItem, IconPixmap).
+
+    None where there is no PIL: a panel that finds the icon by its name needs none.
+    """
+    made: list[tuple[int, int, bytes]] = []
+    if importlib.util.find_spec("PIL") is None:
+        return made
     for size in SIZES:
         red, green, blue, alpha = image(status, size).split()
         bands = [band.tobytes() for band in (alpha, red, green, blue)]

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 
 from usbipssh_tray.actions import Detach, Retry
@@ -192,25 +192,37 @@ class Notices:
             "desktop-entry": Variant("s", "usbipssh-tray"),
         }
         icon = self._icon(_ICONS[notice.kind])
-        (number,) = await self._call(
+
+        def shown(answer: tuple[object, ...]) -> None:
+            # Before its buttons can be pressed.
+            if len(answer) == 1 and isinstance(answer[0], int):
+                self._remember(answer[0], notice)
+
+        await self._call(
             "Notify",
             "susssasa{sv}i",
             [
                 _("USB over ssh"), self._earlier(notice), icon, summary, body, actions, hints, -1,
             ],
+            shown,
         )  # fmt: skip
-        if isinstance(number, int):
-            self._shown.pop(number, None)
-            self._shown[number] = notice
-            while len(self._shown) > REMEMBERED:
-                del self._shown[next(iter(self._shown))]
+
+    def _remember(self, number: int, notice: Notice) -> None:
+        self._shown.pop(number, None)
+        self._shown[number] = notice
+        while len(self._shown) > REMEMBERED:
+            del self._shown[next(iter(self._shown))]
 
     async def _call(
-        self, member: str, signature: str = "", body: list[object] | None = None
+        self,
+        member: str,
+        signature: str = "",
+        body: Sequence[object] = (),
+        at_once: Callable[[tuple[object, ...]], None] | None = None,
     ) -> tuple[object, ...]:
         # The bus starts a server where there is a file that says how.
         return await self._bus.call(
-            NAME, PATH, NAME, member, signature, body or [], timeout=SERVER_SECONDS
+            NAME, PATH, NAME, member, signature, body, timeout=SERVER_SECONDS, at_once=at_once
         )
 
     def _earlier(self, notice: Notice) -> int:
