@@ -51,6 +51,14 @@ class Asked:
     body: tuple[object, ...]
 
 
+class _Library(_LibraryBus):  # type: ignore[misc, valid-type]
+    def send(self, msg: Any) -> Any:
+        # That a bus is gone is told by `gone`; a future nobody looks at would be told of on stderr.
+        future = super().send(msg)
+        future.add_done_callback(lambda sent: sent.cancelled() or sent.exception())
+        return future
+
+
 class Bus:
     """One connection. :meth:`connect` first, :meth:`close` at the end."""
 
@@ -72,7 +80,7 @@ class Bus:
     async def connect(self) -> None:
         """Log in; raise :exc:`Disconnected`."""
         try:
-            self._library = _LibraryBus(bus_address=self._address, negotiate_unix_fd=True)
+            self._library = _Library(bus_address=self._address, negotiate_unix_fd=True)
             self._library.add_message_handler(self._receive)
             async with asyncio.timeout(CONNECT_SECONDS):
                 await self._library.connect()
