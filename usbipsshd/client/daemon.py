@@ -121,8 +121,13 @@ class Client:
         self._plug_listeners.append(listener)
         return lambda: self._plug_listeners.remove(listener)
 
-    async def wait_until(self, condition: Callable[[Snapshot], bool], seconds: float) -> Snapshot:
-        """The first snapshot for which ``condition`` holds; raise :exc:`TimeoutError`."""
+    async def wait_until(
+        self, condition: Callable[[Snapshot], bool], seconds: float | None
+    ) -> Snapshot:
+        """The first snapshot for which ``condition`` holds; raise :exc:`TimeoutError`.
+
+        Without ``seconds`` it waits for as long as it takes.
+        """
         async with asyncio.timeout(seconds):
             while not condition(self.snapshot):
                 self._news.clear()
@@ -239,7 +244,6 @@ class Client:
         interface: str = MANAGER,
         interactive: bool = False,
         seconds: float = START_SECONDS,
-        fds: Sequence[int] = (),
     ) -> tuple[object, ...]:
         if self._bus is None:
             raise ClientError("org.freedesktop.DBus.Error.Disconnected", "There is no bus.")
@@ -253,7 +257,6 @@ class Client:
                 body,
                 interactive=interactive,
                 timeout=seconds + (QUESTION_SECONDS if interactive else 0.0),
-                fds=fds,
             )
         except (BusError, Disconnected, TimeoutError) as error:
             raise _client_error(error) from error
@@ -264,18 +267,11 @@ class Client:
         await self.wait_until(lambda s: s.present and bool(s.manager.version), START_SECONDS)
 
     async def list_remote(
-        self,
-        remote: str,
-        pattern: str = "",
-        *,
-        interactive: bool = False,
-        ssh_agent: int | None = None,
+        self, remote: str, pattern: str = "", *, interactive: bool = False
     ) -> list[Device]:
-        """ListRemote. ``ssh_agent`` is a connected socket, and stays the caller's to close."""
-        options, fds = _with_agent({}, ssh_agent)
-        body = [remote, pattern, options]
-        answer = await self._ask("ListRemote", "ssa{sv}", body, interactive=interactive, fds=fds)
-        return _devices(answer)
+        """ListRemote."""
+        body = [remote, pattern, {}]
+        return _devices(await self._ask("ListRemote", "ssa{sv}", body, interactive=interactive))
 
     async def list_local(self, pattern: str = "") -> list[Device]:
         """ListLocal."""
@@ -288,17 +284,14 @@ class Client:
         options: Mapping[str, bool | int] | None = None,
         *,
         interactive: bool = False,
-        ssh_agent: int | None = None,
     ) -> str:
         """Attach; the attachment's path once it is usable. ``options`` by the contract's names."""
-        given, fds = _with_agent(_variants(options or {}), ssh_agent)
         answer = await self._ask(
             "Attach",
             "ssa{sv}",
-            [remote, pattern, given],
+            [remote, pattern, _variants(options or {})],
             interactive=interactive,
             seconds=ATTACH_SECONDS,
-            fds=fds,
         )
         return str(answer[0])
 
@@ -309,17 +302,14 @@ class Client:
         options: Mapping[str, bool | int] | None = None,
         *,
         interactive: bool = False,
-        ssh_agent: int | None = None,
     ) -> str:
         """AttachAll; the hub's path."""
-        given, fds = _with_agent(_variants(options or {}), ssh_agent)
         answer = await self._ask(
             "AttachAll",
             "ssa{sv}",
-            [remote, pattern, given],
+            [remote, pattern, _variants(options or {})],
             interactive=interactive,
             seconds=ATTACH_SECONDS,
-            fds=fds,
         )
         return str(answer[0])
 
@@ -415,14 +405,6 @@ def _devices(answer: Sequence[object]) -> list[Device]:
 
 def _variants(options: Mapping[str, bool | int]) -> dict[str, Variant]:
     return {k: Variant("b" if isinstance(v, bool) else "q", v) for k, v in options.items()}
-
-
-def _with_agent(
-    options: Mapping[str, Variant], ssh_agent: int | None
-) -> tuple[dict[str, Variant], list[int]]:
-    if ssh_agent is None:
-        return dict(options), []
-    return {**options, "ssh-agent": Variant("h", 0)}, [ssh_agent]
 
 
 _WORDS = {

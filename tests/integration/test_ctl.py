@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""usbipsshctl against the real daemon, as people and scripts use it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from fakekernel import HUB, KEYBOARD, STICK
+from integration.world import ALICE, BOB, World, wait_until, world
+
+SECONDS = 60.0
+PORTS = {"2-1": STICK, "1-1": HUB, "1-1.3": KEYBOARD}
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[World]:
+    with world() as made:
+        made.add_remote()
+        yield made
+
+
+@pytest.fixture
+def w(shared: World) -> Iterator[World]:
+    for busid, device in PORTS.items():
+        shared.pi.plug(busid, device)
+    yield shared
+    if shared.daemon is None:
+        shared.start_daemon()
+    for hub in [p for p in shared.objects() if "/hub/" in p]:
+        shared.call(0, "Detach", "sa{sv}", hub, "0")
+    shared.detach_all()
+    shared.check_clean()
+    for busid in reversed(PORTS):
+        if busid in shared.pi.state()["devices"]:
+            shared.pi.unplug(busid)
+
+
+def line(w: World, uid: int, *words: str) -> tuple[list[str], dict[str, str]]:
+    command = [
+        "setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups",
+        "/usr/bin/python3" if uid else sys.executable, "-m", "usbipsshd.ctl", *words,
+    ]  # fmt: skip
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "PYTHONPATH": str(w.tree),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "DBUS_SYSTEM_BUS_ADDRESS": w.bus.address,
+        "LC_ALL": "C.UTF-8",
+    }
+    return command, environment
+
+
+def ctl(w: World, *words: str, uid: int = ALICE) -> Done:
+    command, environment = line(w, uid, *words)
+    done = subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=SECONDS, check=False, cwd="/",
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr, done.stderr
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+class Running:
+    """usbipsshctl while it runs."""
+
+    def __init__(self, w: World, *words: str) -> None:
+        command, environment = line(w, ALICE, *words)
+        self.process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd="/",
+        )  # fmt: skip
+        self._read = b""
+
+    def line(self) -> str:
+        """The next line that it prints, without its end."""
+        assert self.process.stdout is not None
+        end = time.monotonic() + SECONDS
+        while b"\n" not in self._read:
+            left = max(0.0, end - time.monotonic())
+            ready, _, _ = select.select([self.process.stdout], [], [], left)
+            data = os.read(self.process.stdout.fileno(), 65536) if ready else b""
+            assert data, f"no more than {self._read!r}"
+            self._read += data
+        text, _, self._read = self._read.partition(b"\n")
+        return text.decode()
+
+
+@contextlib.contextmanager
+def running(w: World, *words: str) -> Iterator[Running]:
+    made = Running(w, *words)
+    try:
+        yield made
+    finally:
+        made.process.kill()
+        made.process.communicate(timeout=SECONDS)
+
+
+def test_list_is_a_tree(w: World) -> None:
+    done = ctl(w, "list", "pi")
+    assert (done.code, done.err) == (0, "")
+    lines = done.out.splitlines()
+    tops = [text.split()[0] for text in lines if re.match(r"\s*\d", text)]
+    assert tops == ["1-1", "1-1.3", "2-1"]
+    assert next(text for text in lines if "1-1.3" in text).startswith("  1-1.3  ")
+    keyboard = lines[2]
+    assert re.fullmatch(r"      :0 030101  kbd  \[usbhid\] hidraw\d+ event\d+", keyboard), keyboard
+    assert ctl(w, "list", "pi", "0781").out.startswith("2-1  0781:5581  ")
+
+
+def test_list_as_json(w: World) -> None:
+    found = json.loads(ctl(w, "list", "pi", "--json").out)
+    assert [device["busid"] for device in found] == ["1-1", "1-1.3", "2-1"]
+    assert found[2]["vendor-id"] == 0x0781
+
+
+def test_list_alone_asks_everybody_and_one_that_fails_stops_nobody(w: World) -> None:
+    w.call(0, "AddRemote", "sa{sv}", "dead", "1", "address", "s", "root@127.0.0.1:1")
+    try:
+        done = ctl(w, "list")
+        assert "This machine:" in done.out
+        assert "pi:\n  1-1" in done.out
+        assert done.err.startswith("usbipsshctl: ")
+        assert "dead" in done.err
+        assert done.code == 4
+        found = json.loads(ctl(w, "list", "--json").out)
+        assert set(found) == {".", "pi"}
+    finally:
+        w.call(0, "RemoveRemote", "sa{sv}", "dead", "0")
+
+
+def test_attach_status_detach(w: World) -> None:
+    assert ctl(w, "status").out == "Nothing is attached.\n"
+    done = ctl(w, "attach", "pi", "SanDisk", "--expect", "0781:5581")
+    assert done.code == 0, done.err
+    assert re.fullmatch(r"pi/2-1 is \d+-\d+ here  /dev/sd\w.*\n", done.out), done.out
+    told = ctl(w, "status").out
+    assert re.search(r"^pi +2-1 +.* attached +\d+-\d+ +/dev/sd", told, re.MULTILINE), told
+    assert "(attached as " in ctl(w, "list", "pi", "2-1").out
+    (one,) = json.loads(ctl(w, "status", "--json").out)["attachments"]
+    assert one["remote_bus_id"] == "2-1"
+    assert not one["keep"]
+    again = ctl(w, "attach", "pi", "2-1")
+    assert again.code == 5
+    assert "already" in again.err
+    assert ctl(w, "detach", "pi/2-1").code == 0
+    gone = ctl(w, "detach", "pi/2-1")
+    assert gone.code == 5
+    assert gone.err == "usbipsshctl: 2-1 of pi is not attached here.\n"
+
+
+def test_keep_and_all(w: World) -> None:
+    assert ctl(w, "keep", "pi", "2-1").code == 0
+    assert "kept" in ctl(w, "status").out
+    done = ctl(w, "attach", "--all", "pi", "SanDisk")
+    assert done.code == 0, done.err
+    assert re.search(r"^pi +SanDisk +attached", ctl(w, "status").out, re.MULTILINE)
+    assert ctl(w, "detach", "all").out.startswith("1 ")
+    assert ctl(w, "attach", "--all", "--expect", "1:1", "pi").code == 2
+
+
+def test_refusals_have_a_sentence_and_a_status(w: World) -> None:
+    for forbidden in (["list", "pi"], ["attach", "pi", "2-1"], ["remote", "add", "other"]):
+        done = ctl(w, *forbidden, uid=BOB)
+        assert (done.code, done.out) == (3, ""), done
+        assert re.fullmatch(r"usbipsshctl: [A-Z][^\n]*\.\n", done.err), done.err
+    wrong: dict[tuple[str, ...], int] = {
+        ("attach", "pi", "9-9"): 5,
+        ("attach", "pi", "2-1", "--expect", "1:1"): 5,
+        ("list", "-o", "pi"): 2,
+        ("list", "pi:x"): 2,
+        ("list", "root@127.0.0.1:1"): 4,
+    }
+    for words, code in wrong.items():
+        done = ctl(w, *words)
+        assert (done.code, done.out) == (code, ""), (words, done)
+
+
+def test_remotes(w: World) -> None:
+    added = ctl(w, "remote", "add", "bench", "root@127.0.0.1:1", "--label", "Bench")
+    assert added.code == 0, added.err
+    assert added.out.splitlines()[-1] == ctl(w, "key").out.strip()
+    assert added.out.splitlines()[-1].startswith("ssh-ed25519 ")
+    listed = ctl(w, "remote", "list").out
+    assert re.search(r"^bench +idle +Bench", listed, re.MULTILINE), listed
+    assert ctl(w, "remote", "remove", "bench").code == 0
+    assert "bench" not in ctl(w, "remote", "list").out
+    assert ctl(w, "remote", "remove", "bench").code == 4
+    wrong = ctl(w, "remote", "trust", "pi", "SHA256:" + "A" * 43)
+    assert wrong.code == 4
+    assert ctl(w, "remote", "trust", "pi").out == "The host key of pi is trusted already.\n"
+
+
+def test_unbind_and_this_machine(w: World) -> None:
+    done = ctl(w, "unbind", "pi", "")
+    assert (done.code, done.out) == (0, "")
+    assert ctl(w, "list", ".").code == 0
+    assert ctl(w, "unbind", ".").code == 0
+
+
+def test_wait_detaches_at_the_end_however_it_ends(w: World) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        with running(w, "attach", "--wait", "pi", "2-1") as process:
+            assert process.line().startswith("pi/2-1 is ")
+            assert w.desk.state()["ports"] != []
+            process.process.send_signal(number)
+            code = process.process.wait(SECONDS)
+            assert code == (0 if number is not signal.SIGKILL else -9)
+        wait_until(lambda: w.attachments() == [], "it is still attached", SECONDS)
+
+
+def test_wait_ends_when_the_device_goes(w: World) -> None:
+    with running(w, "attach", "--wait", "pi", "2-1") as process:
+        assert process.line().startswith("pi/2-1 is ")
+        w.pi.unplug("2-1")
+        assert process.process.wait(SECONDS) == 5
+
+
+def test_monitor_tells_what_happens(w: World) -> None:
+    with running(w, "monitor") as people, running(w, "monitor", "--json") as programs:
+        # What there is comes first; from then on it listens.
+        assert people.line().endswith("usbipsshd is there")
+        assert json.loads(programs.line())["kind"] == "daemon-there"
+        ctl(w, "attach", "pi", "2-1")
+        texts: list[str] = []
+        found: list[dict[str, str]] = []
+        while not texts or " is attached as " not in texts[-1]:
+            texts.append(people.line())
+        while not found or found[-1].get("state") != "attached":
+            found.append(json.loads(programs.line()))
+        assert re.fullmatch(
+            r"\d\d:\d\d:\d\d 2-1 of pi \(.*\) is attached as .* /dev/sd\w.*", texts[-1]
+        )
+        assert found[-1]["kind"] == "attachment-state"
+        assert found[-1]["busid"] == "2-1"
+        people.process.send_signal(signal.SIGINT)
+        assert people.process.wait(SECONDS) == 130
+
+
+def test_nobody_reads(w: World) -> None:
+    command, environment = line(w, ALICE, "list", "pi")
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as out:
+        done = subprocess.run(
+            command, env=environment, stdout=out, stderr=subprocess.PIPE, timeout=SECONDS,
+            check=False, cwd="/",
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == b""
+
+
+def test_no_daemon_and_no_bus(w: World) -> None:
+    assert w.stop_daemon() == 0
+    done = ctl(w, "list", "pi")
+    assert done.code == 7
+    assert (
+        done.err
+        == "usbipsshctl: usbipsshd is not installed here, or cannot be started; see its log.\n"
+    )
+    assert ctl(w, "status").out == "Nothing is attached.\n"
+    command, environment = line(w, ALICE, "status")
+    environment["DBUS_SYSTEM_BUS_ADDRESS"] = "unix:path=/nowhere"
+    nowhere = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False,
+        cwd="/",
+    )  # fmt: skip
+    assert (nowhere.returncode, nowhere.stdout) == (7, "")
+    assert "bus" in nowhere.stderr
+
+
+class OnTerminal:
+    """usbipsshctl on a terminal."""
+
+    def __init__(self, w: World, *words: str) -> None:
+        command, environment = line(w, ALICE, *words)
+        self._ours, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            command, env={**environment, "TERM": "xterm"}, stdin=theirs, stdout=theirs,
+            stderr=theirs, cwd="/", start_new_session=True,
+        )  # fmt: skip
+        os.close(theirs)
+        self.shown = ""
+
+    def until(self, text: str) -> None:
+        end = time.monotonic() + SECONDS
+        while text not in self.shown:
+            ready, _, _ = select.select([self._ours], [], [], max(0.0, end - time.monotonic()))
+            assert ready, f"no {text!r} in {self.shown!r}"
+            self.shown += os.read(self._ours, 4096).decode()
+
+    def type(self, text: str) -> None:
+        os.write(self._ours, text.encode())
+
+    def ends(self) -> int:
+        with contextlib.suppress(OSError):
+            while True:
+                self.shown += os.read(self._ours, 4096).decode()
+        os.close(self._ours)
+        return self.process.wait(SECONDS)
+
+
+def test_a_host_key_is_shown_and_trusted_only_with_a_yes(w: World) -> None:
+    address = f"root@127.0.0.1:{w.ssh.port}"
+    w.call(0, "AddRemote", "sa{sv}", "fresh", "1", "address", "s", address)
+    try:
+        assert ctl(w, "list", "fresh").code == 4
+        for answer in ("\n", "maybe\n"):
+            on = OnTerminal(w, "list", "fresh")
+            on.until("Trust it? [y/N] ")
+            assert w.fingerprint() in on.shown
+            on.type(answer)
+            assert on.ends() == 4
+        on = OnTerminal(w, "list", "fresh")
+        on.until("Trust it? [y/N] ")
+        on.type("y\n")
+        assert on.ends() == 0
+        assert "2-1  0781:5581" in on.shown
+        assert ctl(w, "list", "fresh").code == 0
+    finally:
+        w.call(0, "RemoveRemote", "sa{sv}", "fresh", "0")
+
+
+def test_on_a_terminal_what_takes_long_says_so(w: World) -> None:
+    w.pi.delay("bind 2-1", 2)
+    try:
+        on = OnTerminal(w, "attach", "pi", "2-1")
+        on.until("Attaching from pi … 1 s")
+        assert on.ends() == 0
+        assert "pi/2-1 is " in on.shown
+    finally:
+        w.pi.delay("bind 2-1", 0)

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The command line: what it takes, what it shows, and how it ends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from usbipsshd.client.daemon import ClientError
+from usbipsshd.client.snapshot import Attachment, Device, Hub, Interface, Manager, Remote, Snapshot
+from usbipsshd.ctl.arguments import parser
+from usbipsshd.ctl.columns import remotes, status, table
+from usbipsshd.ctl.events import Event, events
+from usbipsshd.ctl.exitcodes import Exit, exit_code
+from usbipsshd.ctl.tree import as_json, tree
+from usbipsshd.errors import Code, UsbipError
+
+HUB = Device("1-1", 0x2109, 0x3431, "", "USB2.0 Hub", hub=True, interfaces=(Interface(0, 9),))
+RECEIVER = Device(
+    "1-1.3",
+    0x00DA,
+    0x8510,
+    "Telink",
+    "Wireless Receiver",
+    interfaces=(
+        Interface(0, 3, 1, 2, "usbhid", "mouse", ("input/event5", "input/mouse0", "hidraw0")),
+        Interface(1, 3, 1, 1, "usbhid", "kbd", ("input/event6", "hidraw1")),
+    ),
+)
+STICK = Device(
+    "2-1",
+    0x46F4,
+    1,
+    product="Stick",
+    state="attached",
+    attachment="/a/1",
+    interfaces=(Interface(0, 8, 6, 0x50, "", "UMASS"),),
+)
+ATTACHMENT = Attachment(
+    "/a/1",
+    "pi",
+    "46f4",
+    "2-1",
+    name="Stick",
+    state="attached",
+    local_bus_id="4-1",
+    device_nodes=("/dev/sda",),
+)
+
+
+def test_the_tree_is_the_original_s() -> None:
+    assert tree([HUB, RECEIVER], {}) == [
+        "1-1  2109:3431  USB2.0 Hub",
+        "  1-1.3  00da:8510  Telink  Wireless Receiver",
+        "      :0 030102  mouse  [usbhid] event5 mouse0 hidraw0",
+        "      :1 030101  kbd    [usbhid] event6 hidraw1",
+    ]
+
+
+def test_a_device_without_its_hub_is_no_child() -> None:
+    deep = replace(RECEIVER, busid="1-10.3", interfaces=())
+    assert tree([HUB, deep], {})[1] == "1-10.3  00da:8510  Telink  Wireless Receiver"
+
+
+def test_what_is_attached_or_exported_says_so() -> None:
+    exported = replace(RECEIVER, state="exported", interfaces=())
+    assert tree([STICK, exported], {"/a/1": ATTACHMENT}) == [
+        "2-1  46f4:0001  Stick  (attached as 4-1)",
+        "    :0 080650  UMASS  []",
+        "1-1.3  00da:8510  Telink  Wireless Receiver  (exported)",
+    ]
+    assert tree([STICK], {})[0].endswith("(attached)")
+
+
+def test_json_has_the_contract_s_names() -> None:
+    (stick, receiver) = as_json([STICK, RECEIVER])
+    assert stick["vendor-id"] == 0x46F4
+    assert stick["attachment"] == "/a/1"
+    assert "attachment" not in receiver
+    interfaces = receiver["interfaces"]
+    assert isinstance(interfaces, list)
+    assert interfaces[1]["class"] == 3
+    assert interfaces[1]["nodes"] == ["input/event6", "hidraw1"]
+
+
+def clock(microseconds: int) -> str:
+    return f"at {microseconds}"
+
+
+def test_status_says_what_is_where_and_what_is_wrong() -> None:
+    waiting = Attachment(
+        "/a/2",
+        "bench",
+        "1-1",
+        "1-1",
+        name="Probe",
+        state="waiting",
+        keep=True,
+        retry_at=7,
+        last_error=("org.usbipssh1.Error.DeviceFailed", "It was unplugged from bench."),
+    )
+    hub = Hub("/h/1", "pi", "", "attached", ("/a/1",), persist=True)
+    assert status(Snapshot(attachments=(ATTACHMENT, waiting), hubs=(hub,)), clock) == [
+        "HUB  PATTERN     STATE     DEVICES  LAST ERROR",
+        "pi   everything  attached  1        -",
+        "",
+        "REMOTE  DEVICE  NAME   STATE                         HERE  NODES",
+        "pi      2-1     Stick  attached                      4-1   /dev/sda",
+        "bench   1-1     Probe  waiting, next try at 7, kept  -     -",
+        "bench/1-1: It was unplugged from bench.",
+    ]
+    assert status(Snapshot(), clock) == ["Nothing is attached."]
+
+
+def test_tables() -> None:
+    assert table(("A", "B"), []) == []
+    assert remotes([Remote("/r/pi", "pi", "", "idle")]) == [
+        "REMOTE  STATE  LABEL  LAST ERROR",
+        "pi      idle   -      -",
+    ]
+
+
+def kinds(found: list[Event]) -> list[str]:
+    return [event.kind for event in found]
+
+
+def test_what_happened_between_two_snapshots() -> None:
+    there = Snapshot(present=True, manager=Manager(version="1"))
+    assert kinds(events(Snapshot(), there)) == ["daemon-there"]
+    assert kinds(events(there, Snapshot())) == ["daemon-gone"]
+    assert events(there, there) == []
+    remote = Remote("/r/pi", "pi", state="unreachable", last_error=("x.ConnectionFailed", "No."))
+    (told,) = events(there, replace(there, remotes=(remote,)))
+    assert (told.kind, told.remote, told.state) == ("remote-state", "pi", "unreachable")
+    assert told.text == "pi is unreachable: No."
+    attached = replace(there, attachments=(ATTACHMENT,))
+    (told,) = events(there, attached)
+    assert told.text == "2-1 of pi (Stick) is attached as 4-1 /dev/sda"
+    assert events(attached, replace(attached, attachments=(replace(ATTACHMENT, keep=True),))) == []
+    (told,) = events(attached, there)
+    assert (told.kind, told.path, told.busid) == ("attachment-gone", "/a/1", "2-1")
+    hub = Hub("/h/1", "pi")
+    with_hub = replace(there, hubs=(hub,))
+    assert kinds(events(there, with_hub)) == ["hub-state"]
+    assert kinds(events(with_hub, there)) == ["hub-gone"]
+
+
+def test_every_error_of_the_contract_has_an_exit_status() -> None:
+    for code in Code:
+        if code in (Code.CANCELLED, Code.FAILED, Code.NOT_SUPPORTED, Code.UNKNOWN_OBJECT):
+            continue
+        name = UsbipError(code, "x").dbus_name
+        assert exit_code(ClientError(name, "x")) not in (Exit.OK, Exit.FAILED), code
+    assert exit_code(ClientError("org.usbipssh1.Error.Failed", "x")) is Exit.FAILED
+    spawn = "org.freedesktop.DBus.Error.Spawn.ChildExited"
+    assert exit_code(ClientError(spawn, "x")) is Exit.DAEMON
+
+
+def test_the_words() -> None:
+    words = parser().parse_args(["keep", "pi", "046d:c31c", "--expect", "46d:c31c"])
+    assert (words.keep, words.persist, words.expect) == (True, False, (0x046D, 0xC31C))
+    assert not parser().parse_args(["attach", "pi", "x"]).keep
+    assert parser().parse_args(["list"]).remote is None
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["attach"], ["list", "--jsn"], ["attach", "pi", "x", "--expect", "stick"], ["remote"]],
+)
+def test_wrong_words(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parser().parse_args(words)
+    assert ended.value.code == Exit.USAGE
+    assert "usage: usbipsshctl" in capsys.readouterr().err
+
+
+def test_help_fits_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--help"], ["attach", "--help"]):
+        with pytest.raises(SystemExit):
+            parser().parse_args(words)
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) <= 34
+        assert max(map(len, lines)) <= 100

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Plain tables, columns as wide as what is in them: ``status`` and ``remote list``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from usbipsshd.client.snapshot import NOTHING, Attachment, Hub, Remote, Snapshot
+
+Clock = Callable[[int], str]
+"""A time of day for microseconds since the epoch."""
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with a head; nothing at all without rows."""
+    if not rows:
+        return []
+    every = [list(heads), *map(list, rows)]
+    widths = [max(len(row[n]) for row in every) for n in range(len(heads))]
+    return [
+        "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip()
+        for row in every
+    ]
+
+
+def remotes(found: Sequence[Remote]) -> list[str]:
+    """The listed remotes, and what is wrong with them."""
+    rows = [(r.name, r.state, r.label or "-", _error(r.last_error)) for r in found]
+    return table(("REMOTE", "STATE", "LABEL", "LAST ERROR"), rows)
+
+
+def status(snapshot: Snapshot, clock: Clock) -> list[str]:
+    """Hubs and attachments, what they are and where."""
+    lines = table(
+        ("HUB", "PATTERN", "STATE", "DEVICES", "LAST ERROR"),
+        [_hub(hub, clock) for hub in snapshot.hubs],
+    )
+    attached = table(
+        ("REMOTE", "DEVICE", "NAME", "STATE", "HERE", "NODES"),
+        [_attachment(one, clock) for one in snapshot.attachments],
+    )
+    if lines and attached:
+        lines.append("")
+    lines += attached
+    failing = [one for one in snapshot.attachments if one.last_error != NOTHING]
+    lines += [f"{one.remote}/{one.remote_bus_id}: {one.last_error[1]}" for one in failing]
+    return lines or ["Nothing is attached."]
+
+
+def _hub(hub: Hub, clock: Clock) -> tuple[str, ...]:
+    pattern = hub.pattern or "everything"
+    state = state_words(hub, clock)
+    return (hub.remote, pattern, state, str(len(hub.attachments)), _error(hub.last_error))
+
+
+def _attachment(one: Attachment, clock: Clock) -> tuple[str, ...]:
+    words = state_words(one, clock)
+    if one.persist or one.keep:
+        words += ", persists" if one.persist else ", kept"
+    nodes = " ".join(one.device_nodes) or "-"
+    return (one.remote, one.remote_bus_id, one.name, words, one.local_bus_id or "-", nodes)
+
+
+def state_words(one: Attachment | Hub, clock: Clock) -> str:
+    """The state, and when the next try is."""
+    if one.state == "waiting" and one.retry_at:
+        return f"waiting, next try {clock(one.retry_at)}"
+    return one.state
+
+
+def _error(error: tuple[str, str]) -> str:
+    return "-" if error == NOTHING else error[1]

@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What each command does: calls of the daemon, and lines for people or programs."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TypeVar
+
+from usbipsshd.client.daemon import Client, ClientError
+from usbipsshd.client.snapshot import Device, Snapshot
+from usbipsshd.ctl import columns, events
+from usbipsshd.ctl.exitcodes import Exit, exit_code
+from usbipsshd.ctl.terminal import Terminal
+from usbipsshd.ctl.tree import as_json, tree
+
+HERE = "."
+"""How this machine is written where a remote is expected."""
+KEY_SECONDS = 5.0
+
+T = TypeVar("T")
+
+
+class Commands:
+    """One command line's work."""
+
+    def __init__(self, client: Client, terminal: Terminal, words: argparse.Namespace) -> None:
+        self._client = client
+        self._terminal = terminal
+        self._words = words
+
+    async def run(self) -> Exit:
+        """Do what the words say; raise :exc:`ClientError`."""
+        verb = self._words.verb
+        if verb == "remote":
+            verb = f"remote_{self._words.what}"
+        if verb == "keep":
+            verb = "attach"
+        done: Exit = await getattr(self, f"_{verb}")()
+        return done
+
+    # Listing
+
+    async def _list(self) -> Exit:
+        words = self._words
+        if words.remote is not None:
+            devices = await self._devices(words.remote, words.pattern)
+            self._show(devices, json_=words.json)
+            return Exit.OK
+        await self._client.start()
+        names = [HERE, *(remote.name for remote in self._client.snapshot.remotes)]
+        found: dict[str, object] = {}
+        worst = Exit.OK
+        tasks = [asyncio.create_task(self._answer(name)) for name in names]
+        try:
+            for done in asyncio.as_completed(tasks):
+                name, answer = await done
+                if isinstance(answer, ClientError):
+                    self._terminal.complain(answer.message)
+                    worst = exit_code(answer)
+                elif words.json:
+                    found[name] = as_json(answer)
+                else:
+                    self._terminal.say("This machine:" if name == HERE else f"{name}:")
+                    self._show(answer, json_=False, indent="  ")
+        finally:
+            for task in tasks:
+                task.cancel()
+        if words.json:
+            self._terminal.say(json.dumps(found, indent=2))
+        return worst
+
+    async def _answer(self, name: str) -> tuple[str, list[Device] | ClientError]:
+        try:
+            if name == HERE:
+                return name, await self._client.list_local()
+            return name, await self._client.list_remote(name, interactive=self._terminal.asks)
+        except ClientError as error:
+            return name, error
+
+    async def _devices(self, remote: str, pattern: str) -> list[Device]:
+        if remote == HERE:
+            return await self._client.list_local(pattern)
+        return await self._asking(
+            remote, f"Asking {remote}", lambda: self._list_remote(remote, pattern)
+        )
+
+    async def _list_remote(self, remote: str, pattern: str) -> list[Device]:
+        return await self._client.list_remote(remote, pattern, interactive=self._terminal.asks)
+
+    def _show(self, devices: list[Device], *, json_: bool, indent: str = "") -> None:
+        if json_:
+            self._terminal.say(json.dumps(as_json(devices), indent=2))
+            return
+        attachments = {a.path: a for a in self._client.snapshot.attachments}
+        self._terminal.say(*(indent + line for line in tree(devices, attachments)))
+
+    # Attaching
+
+    async def _attach(self) -> Exit:
+        words = self._words
+        options: dict[str, bool | int] = {}
+        if words.persist:
+            options["persist"] = True
+        if words.no_unmount:
+            options["unmount"] = False
+        if words.no_rebind:
+            options["rebind"] = False
+        if words.all:
+            return await self._attach_all(options)
+        if words.keep:
+            options["keep"] = True
+        if words.expect is not None:
+            options["expect-vendor-id"], options["expect-product-id"] = words.expect
+        if words.wait:
+            options["bind-to-caller"] = True
+        path = await self._asking(
+            words.remote,
+            f"Attaching from {words.remote}",
+            lambda: self._client.attach(
+                words.remote,
+                words.pattern,
+                options,
+                interactive=self._terminal.asks,
+            ),
+        )
+        lines = [
+            f"{one.remote}/{one.remote_bus_id} is {one.local_bus_id} here  "
+            f"{' '.join(one.device_nodes)}".rstrip()
+            for one in self._client.snapshot.attachments
+            if one.path == path
+        ]
+        return await self._finish(path, *lines)
+
+    async def _attach_all(self, options: dict[str, bool | int]) -> Exit:
+        words = self._words
+        if words.expect is not None:
+            raise ClientError(
+                "org.freedesktop.DBus.Error.InvalidArgs", "--expect is about one device, not --all."
+            )
+        path = await self._asking(
+            words.remote,
+            f"Attaching from {words.remote}",
+            lambda: self._client.attach_all(
+                words.remote,
+                words.pattern,
+                options,
+                interactive=self._terminal.asks,
+            ),
+        )
+        return await self._finish(
+            path, f"Whatever matches at {words.remote} is attached from now on."
+        )
+
+    async def _finish(self, path: str, *lines: str) -> Exit:
+        """Say so; with --wait stay until a signal, and detach then, or until it is gone."""
+        if not self._words.wait:
+            self._terminal.say(*lines)
+            return Exit.OK
+
+        def is_gone(snapshot: Snapshot) -> bool:
+            paths = {a.path for a in snapshot.attachments} | {h.path for h in snapshot.hubs}
+            return path not in paths
+
+        gone = asyncio.create_task(self._client.wait_until(is_gone, None))
+        told = asyncio.Event()
+        with _on_signals(told.set):
+            self._terminal.say(*lines)
+            waiting = asyncio.create_task(told.wait())
+            try:
+                await asyncio.wait([gone, waiting], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in (gone, waiting):
+                    task.cancel()
+            if not told.is_set():
+                self._terminal.complain("The device is gone.")
+                return Exit.DEVICE
+            await self._client.detach(path)
+        return Exit.OK
+
+    async def _detach(self) -> Exit:
+        worst = Exit.OK
+        for target in self._words.target:
+            try:
+                count = await self._client.detach(target, interactive=self._terminal.asks)
+            except ClientError as error:
+                if len(self._words.target) == 1:
+                    raise
+                self._terminal.complain(error.message)
+                worst = exit_code(error)
+            else:
+                if target == "all":
+                    self._terminal.say(f"{count} given back.")
+        return worst
+
+    async def _unbind(self) -> Exit:
+        remote = "" if self._words.remote == HERE else self._words.remote
+        async with self._terminal.progress(f"Asking {self._words.remote}"):
+            busids = await self._client.unbind(
+                remote, self._words.pattern, interactive=self._terminal.asks
+            )
+        self._terminal.say(*busids)
+        return Exit.OK
+
+    # Looking
+
+    async def _status(self) -> Exit:
+        snapshot = self._client.snapshot
+        if self._words.json:
+            self._terminal.say(json.dumps(_published(snapshot), indent=2))
+        else:
+            self._terminal.say(*columns.status(snapshot, _clock))
+        return Exit.OK
+
+    async def _monitor(self) -> Exit:
+        news: asyncio.Queue[events.Event] = asyncio.Queue()
+        # What there is now comes first.
+        before = Snapshot()
+
+        def changed() -> None:
+            nonlocal before
+            for event in events.events(before, self._client.snapshot):
+                news.put_nowait(event)
+            before = self._client.snapshot
+
+        changed()
+        self._client.listen(changed)
+        self._client.listen_to_plugs(lambda remote: news.put_nowait(events.plugged(remote)))
+        lost = asyncio.create_task(self._client.disconnected())
+        try:
+            while True:
+                event = asyncio.create_task(news.get())
+                await asyncio.wait([event, lost], return_when=asyncio.FIRST_COMPLETED)
+                if not event.done():
+                    event.cancel()
+                    self._terminal.complain("The system bus is gone.")
+                    return Exit.DAEMON
+                self._terminal.say(self._line(event.result()))
+        finally:
+            lost.cancel()
+
+    def _line(self, event: events.Event) -> str:
+        if self._words.json:
+            return json.dumps({name: value for name, value in asdict(event).items() if value})
+        return f"{time.strftime('%H:%M:%S')} {event.text}"
+
+    async def _key(self) -> Exit:
+        await self._client.start()
+        self._terminal.say(self._client.snapshot.manager.public_key)
+        return Exit.OK
+
+    # Remotes
+
+    async def _remote_list(self) -> Exit:
+        await self._client.start()
+        lines = columns.remotes(self._client.snapshot.remotes)
+        self._terminal.say(*(lines or ["No remote is listed; usbipsshctl remote add adds one."]))
+        return Exit.OK
+
+    async def _remote_add(self) -> Exit:
+        words = self._words
+        await self._client.add_remote(
+            words.name,
+            address=words.address,
+            sudo=words.sudo,
+            label=words.label,
+            interactive=self._terminal.asks,
+        )
+        await self._client.start()
+        self._terminal.say(
+            f"{words.name} is listed. To be let in there, this line has to be in authorized_keys:",
+            self._client.snapshot.manager.public_key,
+        )
+        return Exit.OK
+
+    async def _remote_remove(self) -> Exit:
+        await self._client.remove_remote(self._words.name, interactive=self._terminal.asks)
+        return Exit.OK
+
+    async def _remote_trust(self) -> Exit:
+        words = self._words
+        fingerprint = words.fingerprint
+        if not fingerprint:
+            try:
+                await self._list_remote(words.name, "")
+            except ClientError as error:
+                if error.code not in ("HostKeyUnknown", "HostKeyMismatch"):
+                    raise
+                fingerprint = await self._agreed(words.name)
+                if not fingerprint:
+                    raise
+            else:
+                self._terminal.say(f"The host key of {words.name} is trusted already.")
+                return Exit.OK
+        await self._client.trust_host_key(words.name, fingerprint, interactive=self._terminal.asks)
+        return Exit.OK
+
+    # Questions
+
+    async def _asking(self, remote: str, what: str, call: Callable[[], Awaitable[T]]) -> T:
+        """Call; where only a host key stands in the way, ask for it, and call again."""
+        try:
+            async with self._terminal.progress(what):
+                return await call()
+        except ClientError as error:
+            if error.code != "HostKeyUnknown":
+                raise
+            fingerprint = await self._agreed(remote)
+            if not fingerprint:
+                raise
+        await self._client.trust_host_key(remote, fingerprint, interactive=self._terminal.asks)
+        async with self._terminal.progress(what):
+            return await call()
+
+    async def _agreed(self, remote: str) -> str:
+        """The fingerprint that a remote offers, if somebody says that it is the right one."""
+        if not self._terminal.asks:
+            return ""
+
+        def offered(snapshot: Snapshot) -> str:
+            return next((r.offered_host_key for r in snapshot.remotes if r.name == remote), "")
+
+        try:
+            snapshot = await self._client.wait_until(lambda s: bool(offered(s)), KEY_SECONDS)
+        except TimeoutError:
+            return ""
+        fingerprint = offered(snapshot)
+        question = (
+            f"{remote} presents the host key {fingerprint}.\n"
+            "Compare it at that machine: ssh-keygen -l -f /etc/ssh/ssh_host_ed25519_key.pub\n"
+            "Trust it?"
+        )
+        return fingerprint if await self._terminal.confirm(question) else ""
+
+
+@contextmanager
+def _on_signals(handler: Callable[[], None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    for number in numbers:
+        loop.add_signal_handler(number, handler)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+def _clock(microseconds: int) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(microseconds / 1e6))
+
+
+def _published(snapshot: Snapshot) -> dict[str, object]:
+    return {
+        "present": snapshot.present,
+        "hubs": [asdict(hub) for hub in snapshot.hubs],
+        "attachments": [asdict(one) for one in snapshot.attachments],
+    }

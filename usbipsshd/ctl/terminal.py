@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The terminal: progress, questions, and somebody who asks for a password there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TextIO
+
+PROGRESS_SECONDS = 1.0
+"""What takes longer says so."""
+AGENT_SECONDS = 5.0
+_CLEAR = "\r\x1b[K"
+
+
+class Terminal:
+    """Where the user is. ``asks`` is whether questions may be put."""
+
+    def __init__(self, *, asks: bool, out: TextIO | None = None, err: TextIO | None = None) -> None:
+        self._out = out or sys.stdout
+        self._err = err or sys.stderr
+        self.asks = asks and sys.stdin.isatty() and self._err.isatty()
+
+    def say(self, *lines: str) -> None:
+        """Print lines; raises BrokenPipeError when nobody reads."""
+        for line in lines:
+            self._out.write(line + "\n")
+        self._out.flush()
+
+    def complain(self, text: str) -> None:
+        """Say what went wrong."""
+        self._err.write(f"usbipsshctl: {text}\n")
+        self._err.flush()
+
+    @asynccontextmanager
+    async def progress(self, text: str) -> AsyncIterator[None]:
+        """Show what is going on after a second, on terminals only."""
+        showing = asyncio.create_task(self._show(text)) if self._err.isatty() else None
+        try:
+            yield
+        finally:
+            if showing is not None:
+                showing.cancel()
+                await asyncio.wait([showing])
+                self._err.write(_CLEAR)
+                self._err.flush()
+
+    async def _show(self, text: str) -> None:
+        seconds = 0
+        while True:
+            await asyncio.sleep(PROGRESS_SECONDS)
+            seconds += 1
+            self._err.write(f"{_CLEAR}{text} … {seconds} s")
+            self._err.flush()
+
+    async def confirm(self, question: str) -> bool:
+        """Ask; anything but yes is no."""
+        self._err.write(f"{question} [y/N] ")
+        self._err.flush()
+        answer = await asyncio.to_thread(sys.stdin.readline)
+        return answer.strip().lower() in ("y", "yes")
+
+    @asynccontextmanager
+    async def password_agent(self) -> AsyncIterator[None]:
+        """polkit's text agent on this terminal, unless there is one for the session already.
+
+        pkttyagent(1), --fallback and --notify-fd.
+        """
+        program = shutil.which("pkttyagent")
+        if not self.asks or os.geteuid() == 0 or program is None:
+            yield
+            return
+        read, write = os.pipe()
+        try:
+            agent = await asyncio.create_subprocess_exec(
+                program, "--fallback", "--notify-fd", str(write), pass_fds=(write,)
+            )
+        finally:
+            os.close(write)
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(AGENT_SECONDS):
+                    # It closes its end when it is registered, or has failed.
+                    await asyncio.to_thread(os.read, read, 1)
+            yield
+        finally:
+            os.close(read)
+            with contextlib.suppress(ProcessLookupError):
+                agent.terminate()
+            await agent.wait()
