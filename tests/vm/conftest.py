@@ -108,7 +108,7 @@ def remote_before(machines: Pair) -> Remote:
 def scene(machines: Pair, remote_before: Remote, log: Log, times: Table) -> Iterator[Scene]:
     """What a fault needs; afterwards everything is detached, at most one agent is left on pi."""
     pi, desk = machines.pi, machines.desk
-    yield Scene(pi, desk, remote_before, Stick(desk), log, times)
+    yield Scene(machines, pi, desk, remote_before, Stick(desk), log, times)
     forget(desk)
     assert machines.settled(machines.devices_left, 70) == []
     assert machines.settled(remote_before.strays, 70) == []

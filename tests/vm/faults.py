@@ -17,6 +17,7 @@ from typing import Self
 from vm.fault_table import Table
 from vm.testbed.desk import BUS_NAME, Desk
 from vm.testbed.host import TestbedError
+from vm.testbed.pair import Pair
 from vm.testbed.pi import Pi
 
 from usbipsshd.journal import Happening
@@ -385,12 +386,17 @@ class Remote:
 class Scene:
     """Everything a test of a fault works with."""
 
+    pair: Pair
     pi: Pi
     desk: Desk
     remote: Remote
     stick: Stick
     log: Log
     times: Table
+
+    def settled(self, seconds: float) -> list[str]:
+        """What is still attached or exported after it had that time to end, in words."""
+        return self.pair.settled(self.pair.devices_left, seconds)
 
 
 def forget(desk: Desk) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import pytest
 from vm.faults import DEAD_PEER_SECONDS, PERSON, STICK, Scene, eventually, reboot, state
 from vm.testbed.desk import BUS_NAME
 
@@ -11,6 +12,7 @@ from usbipsshd.journal import Happening
 BOOT_SECONDS = 240.0
 
 
+@pytest.mark.long
 def test_remote_rebooted(scene: Scene) -> None:
     pi, desk, stick, log = scene.pi, scene.desk, scene.stick, scene.log
     attachment = desk.attach(PERSON, STICK, keep=True)
@@ -27,6 +29,7 @@ def test_remote_rebooted(scene: Scene) -> None:
     assert desk.detach(PERSON, attachment) == 1
 
 
+@pytest.mark.long
 def test_desk_rebooted_with_persist(scene: Scene) -> None:
     pi, desk, stick, log = scene.pi, scene.desk, scene.stick, scene.log
     attachment = desk.attach("root", STICK, persist=True)

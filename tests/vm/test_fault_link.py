@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic, sleep
 
+import pytest
 from vm.faults import (
     DEAD_PEER_SECONDS,
     GIVEN_BACK_SECONDS,
@@ -89,6 +90,7 @@ def test_link_cut_for_long(scene: Scene) -> None:
     assert desk.detach(PERSON, attachment) == 1
 
 
+@pytest.mark.long
 def test_link_that_is_slow_and_loses(scene: Scene) -> None:
     desk, stick, log = scene.desk, Stick(scene.desk, patience=8), scene.log
     with (

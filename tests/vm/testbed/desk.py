@@ -167,6 +167,11 @@ class Desk(Machine):
         (path,) = self.manager(user, "Attach", remote, pattern, options=given, timeout=120)
         return str(path)
 
+    def attach_all(self, user: str, pattern: str, remote: str = "pi") -> str:
+        """Attach every device that matches; the hub's object path."""
+        (path,) = self.manager(user, "AttachAll", remote, pattern, timeout=120)
+        return str(path)
+
     def attachment(self, path: str) -> dict[str, Any]:
         """An attachment's properties."""
         return self.properties(path, f"{BUS_NAME}.Attachment")

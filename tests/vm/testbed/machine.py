@@ -41,6 +41,8 @@ class Machine:
     address: ClassVar[str]
     number: ClassVar[int]
     memory: ClassVar[int]
+    kernel_line: ClassVar[str] = ""
+    """More for the kernel's command line."""
 
     def __init__(self, folder: Path, images: Images) -> None:
         self.folder = folder
@@ -73,7 +75,7 @@ class Machine:
             "-machine", "pc,usb=off,i8042=off",
             *accelerator, "-smp", "1", "-m", str(self.memory),
             "-kernel", str(self.images.kernel.image), "-initrd", str(self.images.kernel.initrd),
-            "-append", f"{KERNEL_LINE} testbed.link={self.address}/24",
+            "-append", f"{KERNEL_LINE} testbed.link={self.address}/24 {self.kernel_line}",
             "-drive", f"file={self.disk()},if=virtio,format=raw,snapshot=on,cache=unsafe",
             "-netdev", "user,id=host,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-10.0.2.15:22",
             "-device", f"virtio-net-pci,netdev=host,mac=52:54:00:55:01:0{self.number},romfile=",

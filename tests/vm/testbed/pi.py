@@ -53,6 +53,15 @@ PLUGGED_AT_START = ("keyboard", "stick", "hub", "adapter")
 
 CONNECTORS = ("perl", "python3", "bash")
 
+# A hub with a hub in it, and what is plugged into both: QEMU's have eight ports.
+_LEAVES = 12
+_LEAF_KINDS = ("usb-kbd", "usb-mouse", "usb-tablet")
+TREE_PATTERN = "LEAF"
+LEAVES = tuple(f"1-4.{n + 1}" if n < 7 else f"1-4.8.{n - 6}" for n in range(_LEAVES))
+"""Their bus ids."""
+BLANK = "2-4"
+"""The bus id of the stick with nothing on it."""
+
 
 class Pi(Machine):
     """A Debian with sshd and perl-base, and with USB devices."""
@@ -61,6 +70,8 @@ class Pi(Machine):
     address: ClassVar[str] = systems.PI_ADDRESS
     number: ClassVar[int] = 1
     memory: ClassVar[int] = 512
+    # QEMU's hub answers nothing for a while when it wakes up (error -110), attached or not.
+    kernel_line: ClassVar[str] = "usbcore.autosuspend=-1"
 
     def disk(self) -> Path:
         return self.images.pi
@@ -100,6 +111,56 @@ class Pi(Machine):
         with self.qmp() as qmp:
             qmp.command("device_del", id=name)
             qmp.wait("DEVICE_DELETED", device=name)
+
+    def plug_tree(self) -> None:
+        """Plug in twelve devices under one hub (and a hub in it), all at once."""
+        with self.qmp() as qmp:
+            for name, port in (("tree", "4"), ("branch", "4.8")):
+                options = {"driver": "usb-hub", "bus": "xhci.0", "port": port, "serial": name}
+                qmp.command("device_add", id=name, **options)
+            for number, busid in enumerate(LEAVES):
+                qmp.command(
+                    "device_add",
+                    id=f"leaf{number}",
+                    driver=_LEAF_KINDS[number % len(_LEAF_KINDS)],
+                    bus="xhci.0",
+                    port=busid.removeprefix("1-"),
+                    serial=f"{TREE_PATTERN}{number:02}",
+                )
+
+    def leaves(self) -> list[str]:
+        """Those of LEAVES that this machine's kernel has made ready, whoever uses them now."""
+        script = 'cd /sys/bus/usb/devices; for d; do [ ! -e "$d/driver" ] || echo "$d"; done'
+        return self.shell(script, *LEAVES).split()
+
+    @contextmanager
+    def blank_stick(self, begins_with: bytes = b"", megabytes: int = 64) -> Iterator[str]:
+        """Plug in another stick, empty but for its first bytes; its node (`/dev/sdb`)."""
+        file = self.folder / "blank.raw"
+        with file.open("wb") as out:
+            out.write(begins_with)
+            out.truncate(megabytes << 20)
+        disk = {"driver": "file", "node_name": "blank", "filename": str(file)}
+        with self.qmp() as qmp:
+            qmp.command("blockdev-add", **disk)
+            options = {"driver": "usb-storage", "bus": "xhci.0", "port": "4", "removable": True}
+            qmp.command("device_add", id="blank", drive="blank", serial="BLANK0001", **options)
+        try:
+            yield self.disk_of(BLANK)
+        finally:
+            self.unplug("blank")
+            with self.qmp() as qmp:
+                qmp.command("blockdev-del", node_name="blank")
+            file.unlink()
+
+    def disk_of(self, busid: str, seconds: int = 40) -> str:
+        """Wait for the disk of a stick that is this machine's; its node."""
+        script = (
+            'i=0; until set -- "$1" /sys/bus/usb/devices/"$1":*/host*/target*/*/block/sd*'
+            ' && [ -b "/dev/${2##*/}" ]; do set -- "$1"; i=$((i+1));'
+            f' [ $i -lt {seconds * 10} ] || exit 1; sleep 0.1; done; echo "/dev/${{2##*/}}"'
+        )
+        return self.shell(script, busid, timeout=seconds + 30).strip()
 
     def press(self, *keys: str) -> None:
         """Press keys together on the keyboard (QEMU's names: a, shift, ret, …), and let go."""
@@ -166,15 +227,6 @@ class Pi(Machine):
         found = self.shell("grep -a -h 'usbipssh[-]agent' /proc/[0-9]*/cmdline 2>/dev/null || :")
         return [line.replace("\0", " ") for line in found.splitlines()]
 
-    def forget_names(self) -> None:
-        """Empty match_busid, by unloading the module; nothing may be exported.
-
-        The kernel offers no other way for a device that was pulled out while it was exported:
-        "del" leaves the name of a device that is not bound, and "rebind" follows a pointer to
-        the device that is gone.
-        """
-        self.run("modprobe", "-r", "usbip-host")
-
     def exports_left(self) -> list[str]:
         """What usbip-host still holds, in words; empty when all is well."""
         found = [f"{busid} is bound to usbip-host" for busid in self.exported()]
@@ -220,3 +272,22 @@ class Pi(Machine):
         finally:
             self.shell(show, *hidden)
             self.run("rm", "-f", "/usr/bin/python3")
+
+    @contextmanager
+    def udisks(self) -> Iterator[None]:
+        """udisksd runs, and udisksctl is found, while the block runs."""
+        program = f"{systems.HIDDEN_PROGRAMS}/udisksctl"
+        self.shell(
+            'rm /etc/systemd/system/udisks2.service; ln -s "$1" /usr/bin/udisksctl\n'
+            "systemctl daemon-reload; systemctl start udisks2.service",
+            program,
+            timeout=120,
+        )
+        try:
+            yield
+        finally:
+            self.shell(
+                "systemctl stop udisks2.service; rm /usr/bin/udisksctl\n"
+                "ln -s /dev/null /etc/systemd/system/udisks2.service; systemctl daemon-reload",
+                timeout=120,
+            )
