@@ -81,6 +81,8 @@ class Device:
     product: str = ""
     serial: str = ""
     driver: str = ""
+    configuration: int = 0
+    """The value of the active configuration; 0 if there is none, or it is not known."""
     usbip_status: int = 0
     """1 available, 2 in use, 3 error; 0 when usbip-host has not got it
     (drivers/usb/usbip/usbip_common.h, enum usbip_device_status)."""
@@ -165,6 +167,7 @@ def device_from_attributes(
     if len(interfaces) > MAX_INTERFACES:
         raise BadDevice("too many interfaces")
     status = attrs.get("usbip_status", "").strip()
+    configuration = attrs.get("bConfigurationValue", "").strip()
     return Device(
         busid=busid,
         vendor_id=_number(attrs, "idVendor", 16, 0xFFFF),
@@ -180,6 +183,8 @@ def device_from_attributes(
         product=clean(attrs.get("product", "")),
         serial=clean(attrs.get("serial", "")),
         driver=_driver(attrs),
+        # Empty while the device is not configured.
+        configuration=_number(attrs, "bConfigurationValue", 10, 0xFF) if configuration else 0,
         usbip_status=int(status) if status in {"1", "2", "3"} else 0,
         virtual=attrs.get("bus_serial", "").startswith("vhci_hcd"),
         interfaces=tuple(sorted(interfaces, key=lambda i: i.number)),

@@ -21,6 +21,7 @@ from usbipsshd.device import (
 _DEVICE_FILES = (
     "idVendor", "idProduct", "bcdDevice", "bDeviceClass", "bDeviceSubClass", "bDeviceProtocol",
     "busnum", "devnum", "speed", "manufacturer", "product", "serial", "usbip_status",
+    "bConfigurationValue",
 )  # fmt: skip
 _INTERFACE_FILES = (
     "bInterfaceNumber", "bInterfaceClass", "bInterfaceSubClass", "bInterfaceProtocol", "interface",

@@ -199,6 +199,8 @@ def device_from_json(packet: Mapping[str, Json]) -> Device:
             product=clean(get_str(packet, "product")),
             serial=clean(get_str(packet, "serial")),
             driver=clean(get_str(packet, "driver")),
+            # Records of an earlier version do not have it.
+            configuration=get_int({"configuration": 0, **packet}, "configuration", 0xFF),
             usbip_status=get_int(packet, "usbip_status", 3),
             virtual=get_bool(packet, "virtual"),
             interfaces=tuple(

@@ -281,6 +281,7 @@ class Machine:
             "devnum": str(device.devnum),
             "devpath": device.busid.partition("-")[2],
             "speed": d.speed,
+            "bConfigurationValue": "1",
             "bNumConfigurations": "1",
             "maxchild": "4" if d.class_ == 9 else "0",
             "dev": f"189:{(device.bus.number - 1) * 128 + device.devnum - 1}",

@@ -121,7 +121,9 @@ def test_list_is_a_tree(w: World) -> None:
     assert tops == ["1-1", "1-1.3", "2-1"]
     assert next(text for text in lines if "1-1.3" in text).startswith("  1-1.3  ")
     keyboard = lines[2]
-    assert re.fullmatch(r"      :0 030101  kbd  \[usbhid\] hidraw\d+ event\d+", keyboard), keyboard
+    assert re.fullmatch(r"      :1.0 030101  kbd  \[usbhid\] hidraw\d+ event\d+", keyboard), (
+        keyboard
+    )
     assert ctl(w, "list", "pi", "0781").out.startswith("2-1  0781:5581  ")
 
 

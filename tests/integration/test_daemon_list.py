@@ -14,7 +14,8 @@ from integration.world import ALICE, BOB, MANAGER, ROOT, World, check_refusal, w
 DEVICE_KEYS = {
     "busid": str, "vendor-id": int, "product-id": int, "vendor": str, "product": str,
     "serial": str, "speed": float, "class": int, "subclass": int, "protocol": int,
-    "busnum": int, "devnum": int, "driver": str, "hub": bool, "state": str, "interfaces": list,
+    "busnum": int, "devnum": int, "driver": str, "configuration": int, "hub": bool,
+    "state": str, "interfaces": list,
 }  # fmt: skip
 """DESIGN's dictionary; ``attachment`` only where there is one."""
 INTERFACE_KEYS = {
@@ -66,6 +67,7 @@ def test_the_list_is_in_tree_order_and_says_everything_of_each_device(w: World) 
     assert keyboard["speed"] == 1.5
     assert keyboard["busnum"] == 1
     assert keyboard["driver"] == "usb"
+    assert keyboard["configuration"] == 1
     assert keyboard["hub"] is False
     assert keyboard["state"] == "available"
     first, second = keyboard["interfaces"]
@@ -89,8 +91,8 @@ def test_types_are_those_of_the_contract(w: World) -> None:
     for key, type_ in {
         "busid": "s", "vendor-id": "q", "product-id": "q", "vendor": "s", "product": "s",
         "serial": "s", "speed": "d", "class": "y", "subclass": "y", "protocol": "y",
-        "busnum": "u", "devnum": "u", "driver": "s", "hub": "b", "state": "s",
-        "interfaces": "aa{sv}",
+        "busnum": "u", "devnum": "u", "driver": "s", "configuration": "y", "hub": "b",
+        "state": "s", "interfaces": "aa{sv}",
     }.items():  # fmt: skip
         assert f'"{key}":{{"type":"{type_}"' in answer.stdout
 

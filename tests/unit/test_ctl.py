@@ -53,8 +53,8 @@ def test_the_tree_is_the_original_s() -> None:
     assert tree([HUB, RECEIVER], {}) == [
         "1-1  2109:3431  USB2.0 Hub",
         "  1-1.3  00da:8510  Telink  Wireless Receiver",
-        "      :0 030102  mouse  [usbhid] event5 mouse0 hidraw0",
-        "      :1 030101  kbd    [usbhid] event6 hidraw1",
+        "      :1.0 030102  mouse  [usbhid] event5 mouse0 hidraw0",
+        "      :1.1 030101  kbd    [usbhid] event6 hidraw1",
     ]
 
 
@@ -67,7 +67,7 @@ def test_what_is_attached_or_exported_says_so() -> None:
     exported = replace(RECEIVER, state="exported", interfaces=())
     assert tree([STICK, exported], {"/a/1": ATTACHMENT}) == [
         "2-1  46f4:0001  Stick  (attached as 4-1)",
-        "    :0 080650  UMASS  []",
+        "    :1.0 080650  UMASS  []",
         "1-1.3  00da:8510  Telink  Wireless Receiver  (exported)",
     ]
     assert tree([STICK], {})[0].endswith("(attached)")

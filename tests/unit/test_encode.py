@@ -32,7 +32,8 @@ from usbipsshd.service import Listed
 TYPES = {
     "busid": "s", "vendor-id": "q", "product-id": "q", "vendor": "s", "product": "s",
     "serial": "s", "speed": "d", "class": "y", "subclass": "y", "protocol": "y", "busnum": "u",
-    "devnum": "u", "driver": "s", "hub": "b", "state": "s", "interfaces": "aa{sv}",
+    "devnum": "u", "driver": "s", "configuration": "y", "hub": "b", "state": "s",
+    "interfaces": "aa{sv}",
 }  # fmt: skip
 
 

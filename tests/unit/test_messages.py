@@ -55,6 +55,7 @@ devices = st.builds(
     product=words,
     serial=words,
     driver=words,
+    configuration=bytes8,
     usbip_status=st.integers(0, 3),
     virtual=st.booleans(),
     interfaces=st.lists(interfaces, max_size=4).map(tuple),

@@ -16,7 +16,8 @@ pytestmark = pytest.mark.usefixtures("listed")
 KEYS = {
     "busid": "s", "vendor-id": "q", "product-id": "q", "vendor": "s", "product": "s",
     "serial": "s", "speed": "d", "class": "y", "subclass": "y", "protocol": "y", "busnum": "u",
-    "devnum": "u", "driver": "s", "hub": "b", "state": "s", "interfaces": "aa{sv}",
+    "devnum": "u", "driver": "s", "configuration": "y", "hub": "b", "state": "s",
+    "interfaces": "aa{sv}",
 }  # fmt: skip
 INTERFACE_KEYS = {
     "number": "y", "class": "y", "subclass": "y", "protocol": "y",
@@ -52,7 +53,7 @@ def test_a_listing_is_complete_and_in_tree_order(pi: Pi, desk: Desk) -> None:
         "busid": "2-2", "vendor-id": 0x46F4, "product-id": 1, "vendor": "QEMU",
         "product": "QEMU USB HARDDRIVE", "serial": "STICK0001", "speed": 5000.0, "class": 0,
         "subclass": 0, "protocol": 0, "busnum": 2, "driver": "usb",
-        "hub": False, "state": "available",
+        "configuration": 1, "hub": False, "state": "available",
     }  # fmt: skip
     devnum = pi.run("cat", "/sys/bus/usb/devices/2-2/devnum")
     assert stick["devnum"] == int(devnum)

@@ -122,6 +122,7 @@ def listed_device(listed: Listed) -> dict[str, Variant]:
         "busnum": Variant("u", device.busnum),
         "devnum": Variant("u", device.devnum),
         "driver": Variant("s", device.driver),
+        "configuration": Variant("y", device.configuration),
         "hub": Variant("b", device.hub),
         "state": Variant("s", listed.state),
         "interfaces": Variant("aa{sv}", [_interface(i) for i in device.interfaces]),

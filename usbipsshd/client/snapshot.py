@@ -136,6 +136,7 @@ class Device:
     busnum: int = 0
     devnum: int = 0
     driver: str = ""
+    configuration: int = 0
     hub: bool = False
     state: str = "available"
     """available, exported or attached (here)."""

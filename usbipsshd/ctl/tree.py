@@ -24,7 +24,8 @@ def tree(devices: Sequence[Device], attachments: Attachments) -> list[str]:
         lines.append(f"{indent}{_device(device, attachments)}")
         names = max((len(i.name) for i in device.interfaces), default=0)
         if not device.hub:
-            lines += [f"{indent}    {_interface(i, names)}".rstrip() for i in device.interfaces]
+            start = f"{indent}    :{device.configuration or 1}."
+            lines += [(start + _interface(i, names)).rstrip() for i in device.interfaces]
     return lines
 
 
@@ -52,7 +53,7 @@ def _interface(interface: Interface, width: int) -> str:
     driver = f"[{interface.driver}]" if interface.driver else "[]"
     nodes = " ".join(node.rpartition("/")[2] for node in interface.nodes)
     name = interface.name.ljust(width)
-    return f":{interface.number} {interface.triple}  {name}  {driver} {nodes}"
+    return f"{interface.number} {interface.triple}  {name}  {driver} {nodes}"
 
 
 def as_json(devices: Sequence[Device]) -> list[dict[str, object]]:

@@ -305,7 +305,7 @@ device() {
     [ -e "$devices/$1/idVendor" ] || return 1
     add "d $1"
     attributes "$devices/$1" busnum devnum idVendor idProduct bcdDevice bDeviceClass \
-        bDeviceSubClass bDeviceProtocol speed manufacturer product serial usbip_status
+        bDeviceSubClass bDeviceProtocol bConfigurationValue speed manufacturer product serial usbip_status
     set +f
     set -- "$devices/$1:"*
     set -f
