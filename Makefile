@@ -58,10 +58,11 @@ unit: setup-test
 
 # Twice: with Debian's own packages, and with the newest releases
 test-debian: setup-test
-	@tools/run-pytest $@ $(DEBIAN) 1500 -n 3 --dist loadfile tests/unit tests/integration
+	@tools/run-pytest $@ $(DEBIAN) 1500 -n 3 --dist loadfile tests/unit tests/integration tests/desktop
 
 test-newest: setup-test setup-newest
-	@tools/run-pytest $@ $(NEWEST)/bin/python 1500 -n 3 --dist loadfile tests/unit tests/integration
+	@tools/run-pytest $@ $(NEWEST)/bin/python 1500 -n 3 --dist loadfile \
+		tests/unit tests/integration tests/desktop
 
 test-vm: setup-vm deb
 	@tools/run-pytest $@ $(DEBIAN) 3000 tests/vm -m 'not long'

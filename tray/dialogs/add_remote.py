@@ -64,8 +64,9 @@ class _Dialog:
         for key in ("<Return>", "<KP_Enter>"):
             for entry in (self._address_entry, self._name_entry, sudo):
                 entry.bind(key, lambda _event: self._add())
+        self._address.trace_add("write", lambda *_args: self._suggest_name())
         for variable in (self._address, self._sudo, self._name):
-            variable.trace_add("write", lambda *_args: self._typed())
+            variable.trace_add("write", lambda *_args: self._message.set(self._form().hint()))
 
     def run(self) -> dict[str, object] | None:
         return self._window.run(self._address_entry)
@@ -117,12 +118,11 @@ class _Dialog:
     def _suggest(self) -> str:
         return suggested_name(self._address.get(), self._taken)
 
-    def _typed(self) -> None:
+    def _suggest_name(self) -> None:
+        """Let the name follow the address until somebody has typed another one."""
         if self._name.get() == self._suggested:
             self._suggested = self._suggest()
-            if self._name.get() != self._suggested:
-                self._name.set(self._suggested)
-        self._message.set(self._form().hint())
+            self._name.set(self._suggested)
 
     def _add(self) -> str:
         form = self._form()

@@ -31,9 +31,9 @@ def trust(show: Mapping[str, object]) -> dict[str, object] | None:
 
     row = ttk.Frame(frame)
     row.grid(sticky="e", pady=(PAD // 2, 0))
+    yes = window.button(row, _("&Trust it"), lambda: window.close({"trust": True}))
     no = window.button(row, _("&No"), lambda: window.close(None))
     no.configure(default="active")
-    yes = window.button(row, _("&Trust it"), lambda: window.close({"trust": True}))
-    no.grid(row=0, column=1, padx=(PAD // 2, 0))
     yes.grid(row=0, column=0)
+    no.grid(row=0, column=1, padx=(PAD // 2, 0))
     return window.run(no)

@@ -37,6 +37,7 @@ class Window:
         self.frame.grid(sticky="nsew")
         self._answer: dict[str, object] | None = None
         self._copied = ""
+        self.root.bind_class("TEntry", "<Control-a>", self._select_all)
         self.root.bind("<Escape>", lambda _event: self.close(None))
         self.root.protocol("WM_DELETE_WINDOW", lambda: self.close(None))
 
@@ -90,6 +91,12 @@ class Window:
         button.bind("<KP_Enter>", lambda _event: self._press(button))
         self.letter(text, underline, button.invoke)
         return button
+
+    @staticmethod
+    def _select_all(event: tkinter.Event[tkinter.Misc]) -> str:
+        if isinstance(event.widget, ttk.Entry):
+            event.widget.selection_range(0, "end")
+        return "break"
 
     @staticmethod
     def _press(button: ttk.Button) -> str:
