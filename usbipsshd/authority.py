@@ -17,7 +17,7 @@ from itertools import count
 
 from usbipsshd.bus.values import BusError, Caller, CallFunction, Disconnected, Variant
 from usbipsshd.device import Device
-from usbipsshd.errors import Code, UsbipError
+from usbipsshd.errors import NO_AGENT, Code, UsbipError
 
 _LOG = logging.getLogger(__name__)
 
@@ -159,7 +159,10 @@ class Authority:
         if every:
             names = " ".join(a.removeprefix("org.usbipssh1.") for a in asked)
             details = {**details, "actions": names}
-        if await self._ask(caller, action, details, interactive=True) is not _Answer.YES:
+        answer = await self._ask(caller, action, details, interactive=True)
+        if answer is _Answer.QUESTION:
+            raise _nobody_asks(asked[0])
+        if answer is not _Answer.YES:
             raise _denied(asked[0])
         question.answered = every
 
@@ -225,7 +228,10 @@ def _understand(body: Sequence[object]) -> _Answer:
     match body:
         case ([True, bool(), dict()],):
             return _Answer.YES
+        case ([False, True, {"polkit.dismissed": _}],):
+            return _Answer.NO
         case ([False, True, dict()],):
+            # Also what comes of a question that could not be put: there is no agent.
             return _Answer.QUESTION
         case _:
             return _Answer.NO
@@ -236,6 +242,14 @@ def _denied(action: Action) -> UsbipError:
         Code.ACCESS_DENIED,
         f"You may not {_WHAT[action]}; an administrator can allow it with a polkit rule for "
         f"{action.value}.",
+    )
+
+
+def _nobody_asks(action: Action) -> UsbipError:
+    return UsbipError(
+        Code.ACCESS_DENIED,
+        f"You would have to give a password to {_WHAT[action]}, but {NO_AGENT} in your session; "
+        "start one, such as lxpolkit or mate-polkit.",
     )
 
 

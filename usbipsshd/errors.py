@@ -42,6 +42,9 @@ class Code(StrEnum):
     FAILED = "Failed"
 
 
+NO_AGENT = "no polkit agent runs"
+"""Words of the AccessDenied for somebody who would be asked and cannot be."""
+
 STANDARD = frozenset(
     {
         Code.ACCESS_DENIED,

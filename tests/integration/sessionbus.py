@@ -8,7 +8,7 @@ import select
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,14 +23,17 @@ _CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configura
   </policy>
 </busconfig>
 """
+Spawn = Callable[..., subprocess.Popen[bytes]]
+
 _LIMIT = 60.0
 
 
 class SessionBus:
     """A plain bus, for any user."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, spawn: Spawn) -> None:
         self.folder = folder
+        self._spawn = spawn
         self.address = f"unix:path={folder}/socket"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -38,10 +41,10 @@ class SessionBus:
         """Start it and wait until it listens."""
         read, write = os.pipe()
         try:
-            self._process = subprocess.Popen(
+            self._process = self._spawn(
                 ["dbus-daemon", f"--config-file={self.folder}/bus.conf", "--nofork",
                  "--nopidfile", f"--print-address={write}"],
-                pass_fds=[write], stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
+                pass_fds=[write], stderr=subprocess.DEVNULL,
             )  # fmt: skip
             os.close(write)
             assert select.select([read], [], [], _LIMIT)[0]
@@ -57,13 +60,15 @@ class SessionBus:
 
 
 @contextmanager
-def session_bus() -> Iterator[SessionBus]:
-    """A running session bus."""
+def session_bus(spawn: Spawn = subprocess.Popen) -> Iterator[SessionBus]:
+    """A running session bus. A dbus-daemon hangs up on users that are not known where it runs:
+    ``spawn`` is another way to start it, such as :meth:`SystemBus.spawn`.
+    """
     with tempfile.TemporaryDirectory(prefix="usbipssh-tray-") as name:
         folder = Path(name)
         folder.chmod(0o755)
         (folder / "bus.conf").write_text(_CONFIG.format(folder=folder))
-        bus = SessionBus(folder)
+        bus = SessionBus(folder, spawn)
         bus.start()
         try:
             yield bus

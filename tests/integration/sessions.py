@@ -39,7 +39,8 @@ def readable_tree() -> Path:
         return root
     copy = Path(tempfile.mkdtemp(prefix="usbipsshd-tree-"))
     copy.chmod(0o755)
-    shutil.copytree(root / "usbipsshd", copy / "usbipsshd")
+    for package in ("usbipsshd", "usbipssh_tray"):
+        shutil.copytree(root / package, copy / package)
     return copy
 
 
