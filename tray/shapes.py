@@ -100,7 +100,12 @@ _GLYPHS: dict[Status, tuple[Box | Polygon, ...]] = {
 }
 
 _EDGE, _METAL, _WHITE = "#4a4f51", "#eeeeec", "#ffffff"
-_FILLS = {Status.IDLE: "#babdb6", Status.ATTACHED: "#2f8f46", Status.TROUBLE: "#d35400"}
+STATUS_COLOURS = {
+    Status.IDLE: "#babdb6",
+    Status.ATTACHED: "#2f8f46",
+    Status.TROUBLE: "#d35400",
+}
+"""What the plug of the coloured icon is filled with."""
 SYMBOLIC = "#2e3436"
 """The one colour of a symbolic icon, which the desktop replaces (GNOME's icon guidelines)."""
 
@@ -111,7 +116,7 @@ def colour(status: Status) -> list[Layer]:
     return [
         Layer(_EDGE, (*cable, _SHELL, _BODY)),
         Layer(_METAL, (_IN_SHELL,), _CONTACTS),
-        Layer(_FILLS[status], (_IN_BODY,)),
+        Layer(STATUS_COLOURS[status], (_IN_BODY,)),
         Layer(_WHITE, _GLYPHS[status]),
     ]
 
