@@ -20,7 +20,7 @@ from usbipssh_tray.entries import Ui
 from usbipssh_tray.looking import Listings
 from usbipssh_tray.model import menu, status, title
 from usbipssh_tray.notices import Notices
-from usbipssh_tray.rows import Row
+from usbipssh_tray.rows import Row, reuse
 from usbipssh_tray.status import Status
 from usbipsshd.client.bus import Bus
 from usbipsshd.client.daemon import Client, ClientError
@@ -216,7 +216,8 @@ class App:
         self._soon = None
         snapshot = self._client.snapshot if self._client is not None else Snapshot()
         ui = self._ui()
-        wanted = (menu(snapshot, ui), status(snapshot, ui), title(snapshot, ui))
+        rows = reuse(menu(snapshot, ui), self._shown[0] if self._shown else ())
+        wanted = (rows, status(snapshot, ui), title(snapshot, ui))
         if wanted != self._shown:
             self._shown = wanted
             self._show(*wanted)

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from usbipssh_tray.actions import Attach, Copy, SetOptions
-from usbipssh_tray.entries import Entry, Ui
+from usbipssh_tray.entries import Entry
 from usbipssh_tray.kinds import words
 from usbipssh_tray.rows import Row, sentence, separator
 from usbipssh_tray.text import _
@@ -16,12 +18,15 @@ def label(entry: Entry) -> str:
     return f"{text} ({entry.busid})" if entry.twin and entry.busid else text
 
 
-def device_rows(entry: Entry, ui: Ui) -> tuple[Row, ...]:
-    """What the device's submenu has."""
+# Of a hundred devices one has changed: the others' rows are then the very same objects, which
+# nobody has to look into.
+@lru_cache(maxsize=1024)
+def device_rows(entry: Entry, uid: int, statistics: tuple[int, int] | None) -> tuple[Row, ...]:
+    """What the device's submenu has. ``uid`` is whose tray this is."""
     return (
         *_choices(entry),
         separator("facts"),
-        *_facts(entry, ui),
+        *_facts(entry, uid, statistics),
         *_nodes(entry),
         *_error(entry),
     )
@@ -61,7 +66,7 @@ def attach(entry: Entry, *, keep: bool = False, persist: bool = False) -> Attach
     )  # fmt: skip
 
 
-def _facts(entry: Entry, ui: Ui) -> list[Row]:
+def _facts(entry: Entry, uid: int, statistics: tuple[int, int] | None) -> list[Row]:
     rows = []
 
     def fact(key: str, text: str) -> None:
@@ -81,10 +86,10 @@ def _facts(entry: Entry, ui: Ui) -> list[Row]:
         if one.speed:
             fact("speed", _("Speed: {speed} Mbit/s").format(speed=f"{one.speed:g}"))
     if attachment is not None:
-        if attachment.owner_uid != ui.uid:
+        if attachment.owner_uid != uid:
             fact("owner", _("Attached by user {uid}").format(uid=attachment.owner_uid))
-        if attachment.path in ui.statistics:
-            received, sent = (size(n) for n in ui.statistics[attachment.path])
+        if statistics is not None:
+            received, sent = (size(n) for n in statistics)
             text = _("{received} received, {sent} sent")
             fact("statistics", text.format(received=received, sent=sent))
     return rows

@@ -10,7 +10,7 @@ from usbipssh_tray import icons
 from usbipssh_tray.actions import Action
 from usbipssh_tray.backend import library
 from usbipssh_tray.backend.item import Look
-from usbipssh_tray.render import items
+from usbipssh_tray.render import Renderer
 from usbipssh_tray.rows import Row
 from usbipssh_tray.status import Status
 from usbipssh_tray.text import _
@@ -27,19 +27,20 @@ class Frontend:
     def __init__(
         self, act: Callable[[Action], None], opening: Callable[[tuple[str, ...]], None]
     ) -> None:
-        self._act = act
+        self._renderer = Renderer(act)
         self._opening = opening
         self._rows: tuple[Row, ...] = ()
         self._status = Status.IDLE
         self._icon: Any = None
         self._looks: dict[Status, Look] = {}
+        self._images: dict[Status, Any] = {}
 
     def make(self, icon: Callable[..., Any], address: str) -> None:
         """Be shown by ``icon``, a class of a pystray backend; ``address`` is the session bus."""
-        menu = library.pystray().Menu(lambda: items(self._rows, self._act))
+        menu = library.pystray().Menu(lambda: self._renderer.items(self._rows))
         self._icon = icon(
             NAME,
-            icons.image(self._status),
+            self._image(self._status),
             _("USB over ssh"),
             menu,
             statusnotifier_address=address,
@@ -59,9 +60,14 @@ class Frontend:
         """Show this from now on."""
         before, self._rows, self._status = self._status, rows, status
         if status is not before:
-            self._icon.icon = icons.image(status)
+            self._icon.icon = self._image(status)
         self._icon.title = title
         self._icon.update_menu()
+
+    def _image(self, status: Status) -> Any:
+        if status not in self._images:
+            self._images[status] = icons.image(status)
+        return self._images[status]
 
     def _look(self, title: str) -> Look:
         status = self._status

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from enum import Enum
+from functools import cache, lru_cache
 
 from usbipssh_tray.text import _
 from usbipsshd.client.snapshot import Device
@@ -32,6 +33,7 @@ class Kind(Enum):
     OTHER = "device"
 
 
+@cache
 def words(kind: Kind) -> str:
     """The kind in words, as the beginning of a line."""
     return {
@@ -102,6 +104,7 @@ _NODES = (
 )
 
 
+@lru_cache(maxsize=1024)
 def kind(device: Device) -> Kind:
     """The kind of a listed device."""
     name = f"{device.vendor} {device.product}".lower()

@@ -250,7 +250,7 @@ def _problems(remote: Remote, listing: Listing) -> list[Row]:
 
 def _more(remote: Remote, found: tuple[Entry, ...], snapshot: Snapshot, ui: Ui) -> Row:
     hubs = [hub for hub in snapshot.hubs if hub.remote == remote.name]
-    rows = [Row(f"about {e.key}", label(e), rows=device_rows(e, ui)) for e in found]
+    rows = [Row(f"about {e.key}", label(e), rows=_about(e, ui)) for e in found]
     if len(rows) > PAGE:
         rows = _pages(rows)
     if rows:
@@ -265,6 +265,11 @@ def _more(remote: Remote, found: tuple[Entry, ...], snapshot: Snapshot, ui: Ui) 
             rows.append(Row(f"retry {one.path}", text, Retry(one.path)))
     rows.append(Row("refresh", _("Look again"), Refresh(remote.name)))
     return Row(f"more {remote.name}", _("More"), rows=tuple(rows))
+
+
+def _about(entry: Entry, ui: Ui) -> tuple[Row, ...]:
+    path = entry.attachment.path if entry.attachment is not None else ""
+    return device_rows(entry, ui.uid, ui.statistics.get(path))
 
 
 def _everything(remote: Remote, hub: Hub | None) -> Row:

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from usbipssh_tray.actions import Action
 
@@ -38,5 +39,24 @@ def separator(key: str) -> Row:
 
 def sentence(key: str, text: str) -> list[Row]:
     """A sentence on as many lines as it needs."""
-    lines = textwrap.wrap(text, WIDTH, break_long_words=True)
+    lines = textwrap.wrap(text, WIDTH, break_on_hyphens=False)
     return [Row(f"{key} {number}", line) for number, line in enumerate(lines)]
+
+
+def reuse(new: tuple[Row, ...], old: Sequence[Row]) -> tuple[Row, ...]:
+    """``new``, where whatever is as in ``old`` is the very same object.
+
+    Who comes next then sees at once what has not changed.
+    """
+    before = {row.key: row for row in old}
+    made = []
+    for row in new:
+        known = before.get(row.key)
+        if known == row:
+            made.append(known or row)
+        elif known is not None and known.rows:
+            made.append(replace(row, rows=reuse(row.rows, known.rows)))
+        else:
+            made.append(row)
+    same = len(made) == len(old) and all(a is b for a, b in zip(made, old, strict=True))
+    return old if same and isinstance(old, tuple) else tuple(made)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-from bench import daemon_cost, relay, session_cost  # noqa: E402
+from bench import daemon_cost, relay, session_cost, tray_cost  # noqa: E402
 from bench.table import Row, show  # noqa: E402
 
 MEASUREMENTS: tuple[Callable[[], list[Row]], ...] = (
@@ -22,6 +22,7 @@ MEASUREMENTS: tuple[Callable[[], list[Row]], ...] = (
     relay.round_trip,
     session_cost.start_and_memory,
     daemon_cost.list_remote_and_memory,
+    tray_cost.menu_and_idle,
 )
 
 

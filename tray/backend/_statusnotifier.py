@@ -138,10 +138,20 @@ def pixmap(image: Image) -> tuple[int, int, bytes]:
 
 
 def entries(menu: Any, icon: Any) -> tuple[Entry, ...]:
-    """A pystray menu as it is now."""
+    """A pystray menu as it is now. One that has a true attribute ``fixed`` is read once."""
+    if getattr(menu, "read", None) is not None:
+        read: tuple[Entry, ...] = menu.read
+        return read
+    made = _entries(menu, icon)
+    if getattr(menu, "fixed", False):
+        menu.read = made
+    return made
+
+
+def _entries(menu: Any, icon: Any) -> tuple[Entry, ...]:
     made: list[Entry] = []
     used: Counter[str] = Counter()
-    for item in menu or ():
+    for item in () if menu is None else menu:
         separator = item is _SEPARATOR
         key = getattr(item, "key", "") or ("" if separator else item.text)
         used[key] += 1

@@ -78,38 +78,55 @@ class MenuTree:
         self._items = {ROOT: _Item(ROOT, Entry(""), _root_properties())}
 
     def update(self, entries: Sequence[Entry]) -> Changes:
-        """Show ``entries``, and tell what is different now."""
-        before, changes = self._items, Changes()
-        root = _Item(ROOT, Entry("", entries=tuple(entries)), _root_properties())
-        self._items = {ROOT: root}
-        self._fill(ROOT, root)
-        for number, item in self._items.items():
-            old = before.get(number)
-            if old is None:
-                continue
-            if old.children != item.children:
-                changes.layout.append(number)
-            new = {k: v for k, v in item.properties.items() if old.properties.get(k) != v}
-            if new:
-                changes.updated.append((number, new))
-            gone = [key for key in old.properties if key not in item.properties]
-            if gone:
-                changes.removed.append((number, gone))
+        """Show ``entries``, and tell what is different now.
+
+        Raises :exc:`ValueError` for two items of one menu with the same key.
+        """
+        changes = Changes()
+        root = self._items[ROOT]
+        self._fill(ROOT, root, Entry("", entries=tuple(entries)), changes)
         if changes.layout:
             self.revision = self.revision % 0xFFFFFFFF + 1
-        self._forget()
+            self._forget()
         return changes
 
-    def _fill(self, parent: int, item: _Item) -> None:
-        children = []
-        for entry in item.entry.entries:
-            number = self._number(parent, entry.key)
-            if number in self._items:
-                raise ValueError(f"two items with the key {entry.key!r} in one menu")
-            made = self._items[number] = _Item(parent, entry, entry.properties())
-            children.append(number)
-            self._fill(number, made)
-        item.children = tuple(children)
+    def _fill(self, number: int, item: _Item, entry: Entry, changes: Changes) -> None:
+        """Bring what is below ``item`` to what ``entry`` has."""
+        before, item.entry = item.entry, entry
+        if before.entries is entry.entries:
+            return
+        keys = [each.key for each in entry.entries]
+        if len(set(keys)) != len(keys):
+            raise ValueError(f"two items of one menu have the same key: {sorted(keys)}")
+        children = tuple(self._number(number, key) for key in keys)
+        for gone in set(item.children).difference(children):
+            self._drop(gone)
+        if children != item.children:
+            item.children = children
+            changes.layout.append(number)
+        for child, each in zip(children, entry.entries, strict=True):
+            self._put(number, child, each, changes)
+
+    def _put(self, parent: int, number: int, entry: Entry, changes: Changes) -> None:
+        item = self._items.get(number)
+        if item is None:
+            item = self._items[number] = _Item(parent, Entry(""), entry.properties())
+            # Who does not know the item asks for all of it.
+            self._fill(number, item, entry, Changes())
+            return
+        if item.entry is not entry:
+            old, item.properties = item.properties, entry.properties()
+            new = {k: v for k, v in item.properties.items() if old.get(k) != v}
+            if new:
+                changes.updated.append((number, new))
+            gone = [key for key in old if key not in item.properties]
+            if gone:
+                changes.removed.append((number, gone))
+        self._fill(number, item, entry, changes)
+
+    def _drop(self, number: int) -> None:
+        for child in self._items.pop(number).children:
+            self._drop(child)
 
     def _number(self, parent: int, key: str) -> int:
         # Moved to the end: the oldest are forgotten first.
