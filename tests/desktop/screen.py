@@ -187,6 +187,12 @@ class Desktop:
         """Whether keys go to the window of this title."""
         return self._xdotool("getwindowfocus", "getwindowname", check=False).strip() == title
 
+    def size_of_window(self) -> tuple[int, int]:
+        """Width and height of the window that has the keyboard."""
+        told = self._xdotool("getwindowfocus", "getwindowgeometry", "--shell")
+        known = dict(line.split("=", 1) for line in told.split())
+        return int(known["WIDTH"]), int(known["HEIGHT"])
+
     def popups(self) -> list[Box]:
         """Where menus are open, the first one first."""
         display = xlib.Display(self.display)

@@ -8,10 +8,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
-from desktop.screen import SECONDS, Desktop, desktop, until
+from desktop.screen import CHECKOUT, SECONDS, SIZE, Desktop, desktop, until
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIMadeUpKeyMadeUpKeyMadeUpKeyMadeUpKeyMade usbipsshd@desk"
 SHOW = {"public_key": KEY, "names": ["pi"]}
@@ -31,11 +32,18 @@ def screen() -> Iterator[Desktop]:
 class Dialog:
     """A dialog on the screen."""
 
-    def __init__(self, screen: Desktop, name: str, title: str, show: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        screen: Desktop,
+        name: str,
+        title: str,
+        show: dict[str, Any],
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.screen = screen
         self._child = subprocess.Popen(
             [sys.executable, "-m", "usbipssh_tray.dialogs", name],
-            env=screen.environment,
+            env={**screen.environment, **(environment or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd="/",
@@ -155,4 +163,33 @@ def test_a_key_is_trusted_when_one_does(screen: Desktop, keys: list[str]) -> Non
     dialog = trust(screen)
     screen.keep("dialog-trust")
     screen.keys(*keys)
+    assert dialog.answer() == {"trust": True}
+
+
+TITLES = {
+    "de": ("Rechner hinzufügen", "Ist das The Pi?", "alt+v"),
+    "fr": ("Ajouter une machine", "Est-ce The Pi\xa0?", "alt+f"),
+}
+
+
+@pytest.mark.parametrize("language", TITLES)
+def test_the_dialogs_in_other_languages_fit_and_have_letters_of_their_own(
+    screen: Desktop, tmp_path: Path, language: str
+) -> None:
+    add_title, trust_title, yes = TITLES[language]
+    subprocess.run(["tools/translations", "compile", tmp_path], cwd=CHECKOUT, check=True)
+    chosen = {"TEXTDOMAINDIR": str(tmp_path), "LANGUAGE": language}
+    dialog = Dialog(screen, "add-remote", add_title, SHOW, chosen)
+    screen.keys("Return")
+    until(dialog.warns, "a message in the dialog")
+    screen.keep(f"dialog-add-{language}")
+    width, height = screen.size_of_window()
+    assert width <= SIZE[0]
+    assert height <= SIZE[1]
+    screen.keys("Escape")
+    assert dialog.answer() is None
+    show = {"name": "pi", "label": "The Pi", "fingerprint": FINGERPRINT}
+    dialog = Dialog(screen, "trust", trust_title, show, chosen)
+    screen.keep(f"dialog-trust-{language}")
+    screen.keys(yes)
     assert dialog.answer() == {"trust": True}
