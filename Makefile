@@ -21,7 +21,7 @@ help:
 	@echo 'make test-vm    the virtual machines alone'
 	@echo 'make test-faults  cables, networks and machines that fail: half an hour'
 	@echo 'make bench      speed and memory, next to ssh itself'
-	@echo 'make deb        dist/usbipsshd_*.deb'
+	@echo 'make deb        dist/usbipsshd_*.deb and dist/usbipssh-tray_*.deb'
 	@echo 'make install    without a package: PREFIX (now $(PREFIX)), DESTDIR; make uninstall'
 	@echo 'make format     sources in their standard form'
 	@echo 'make clean      removes build/ and dist/'
