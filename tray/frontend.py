@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ from usbipssh_tray.render import Renderer
 from usbipssh_tray.rows import Row
 from usbipssh_tray.status import Status
 from usbipssh_tray.text import _
+
+log = logging.getLogger(__name__)
 
 NAME = "usbipssh-tray"
 
@@ -32,6 +35,7 @@ class Frontend:
         self._rows: tuple[Row, ...] = ()
         self._status = Status.IDLE
         self._icon: Any = None
+        self._stopped = False
         self._looks: dict[Status, Look] = {}
         self._images: dict[Status, Any] = {}
 
@@ -50,10 +54,17 @@ class Frontend:
 
     def run(self) -> None:
         """Show the icon until :meth:`stop` or the end of the session."""
-        self._icon.run()
+        try:
+            self._icon.run()
+        except Exception:
+            if not self._stopped:
+                raise
+            # pystray's gtk backends fail at the very end where nothing shows notifications.
+            log.debug("the icon's end", exc_info=True)
 
     def stop(self) -> None:
         """End :meth:`run`; in any thread."""
+        self._stopped = True
         self._icon.stop()
 
     def show(self, rows: tuple[Row, ...], status: Status, title: str) -> None:
