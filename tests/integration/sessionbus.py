@@ -52,11 +52,17 @@ class SessionBus:
         finally:
             os.close(read)
 
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     def stop(self) -> None:
-        """End it."""
+        """End it; it can be started again."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(_LIMIT)
+        (self.folder / "socket").unlink(missing_ok=True)
 
 
 @contextmanager

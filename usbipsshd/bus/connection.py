@@ -34,7 +34,11 @@ from usbipsshd.errors import Code, UsbipError
 _LOG = logging.getLogger(__name__)
 
 _LibraryBus = wire.library("aio").MessageBus
-_MessageType = wire.library("constants").MessageType
+_CONSTANTS = wire.library("constants")
+_MessageType = _CONSTANTS.MessageType
+_NO_FLAG = _CONSTANTS.MessageFlag.NONE
+_NO_AUTOSTART = _CONSTANTS.MessageFlag.NO_AUTOSTART
+_INTERACTIVE = _CONSTANTS.MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION
 
 SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
 """Where the system bus is unless DBUS_SYSTEM_BUS_ADDRESS says otherwise (D-Bus specification)."""
@@ -83,7 +87,10 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
         self._writing = False
         self._pending: dict[int, asyncio.Future[Any]] = {}
         self._came_along: dict[int, list[int]] = {}
+        self._at_once: dict[int, Callable[[tuple[object, ...]], None]] = {}
         self._signals: dict[tuple[str, str], _Listening] = {}
+        self.hear: Callable[[Any], None] | None = None
+        """Gets every signal that arrives, as the library's message; see :meth:`listen`."""
         self._ended: asyncio.Future[str] = self._loop.create_future()
         self._sent = asyncio.Event()
         self.callers = Callers(self.call)
@@ -92,8 +99,11 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
 
     # Life
 
-    async def start(self, dispatch: Dispatch | None = None) -> None:
+    async def start(self, dispatch: Dispatch | None = None, *, follow_callers: bool = True) -> None:
         """Log in and start answering calls with ``dispatch``.
+
+        Without ``follow_callers`` a call goes on when its caller leaves, and nobody's joining or
+        leaving of the bus wakes this program up.
 
         Raises :exc:`Disconnected` if that fails or takes longer than ten seconds.
         """
@@ -104,13 +114,14 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
                 self._press(False)
                 body = await self.call(_BUS, _BUS_PATH, _BUS, "Hello")
                 self.unique_name = str(body[0])
-                # One rule for all names: a rule for each caller would need a check for who left
-                # before it was in place, and a bus allows 512 rules.
-                rule = (
-                    f"type='signal',sender='{_BUS}',path='{_BUS_PATH}',"
-                    f"interface='{_BUS}',member='NameOwnerChanged'"
-                )
-                await self.call(_BUS, _BUS_PATH, _BUS, "AddMatch", "s", [rule])
+                if follow_callers:
+                    # One rule for all names: a rule for each caller would need a check for who
+                    # left before it was in place, and a bus allows 512 rules.
+                    rule = (
+                        f"type='signal',sender='{_BUS}',path='{_BUS_PATH}',"
+                        f"interface='{_BUS}',member='NameOwnerChanged'"
+                    )
+                    await self.call(_BUS, _BUS_PATH, _BUS, "AddMatch", "s", [rule])
         except Disconnected:
             raise
         except Exception as error:
@@ -154,6 +165,10 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
             listening.owner = str(body[0])
         return bool(listening.owner)
 
+    def when_ended(self, call: Callable[[], None]) -> None:
+        """Call ``call`` when the connection has ended."""
+        self._ended.add_done_callback(lambda _: call())
+
     async def disconnected(self) -> str:
         """Wait until the connection has ended, and return why in a few words."""
         return await asyncio.shield(self._ended)
@@ -182,6 +197,7 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
             self._loop.remove_writer(self._fd)
             self._writing = False
         self._frames.close()
+        self._out.close()
         self._close_socket()
         for future in self._pending.values():
             if not future.done():
@@ -224,7 +240,7 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
             raise Disconnected("no connection to the message bus")
         if not msg.serial:
             msg.serial = self.next_serial()
-        self._out.put(msg._marshall())
+        self._out.put(msg._marshall(negotiate_unix_fd=True), msg.unix_fds)
         if self._out.queued > self._limits.unsent_top:
             self._finalize(OSError("the bus takes nothing any more"))
             raise Disconnected("the bus takes nothing any more")
@@ -265,10 +281,18 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
         *,
         timeout: float = 25.0,  # noqa: ASYNC109
         fds: list[int] | None = None,
+        send_fds: Sequence[int] = (),
+        interactive: bool = False,
+        start: bool = True,
+        at_once: Callable[[tuple[object, ...]], None] | None = None,
     ) -> tuple[object, ...]:
         """Call a method and return its values; see :class:`usbipsshd.bus.values.CallFunction`.
 
         Descriptors that come with the answer are closed, unless ``fds`` is there to take them.
+        Values of type ``h`` are indices into ``send_fds``, which stay the caller's.
+        ``interactive`` allows that somebody is asked for a password; without ``start`` a service
+        that does not run is not started. ``at_once`` gets the values before anything that arrives
+        after them is looked at.
         """
         message = wire.Message(
             destination=destination,
@@ -278,15 +302,21 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
             signature=signature,
             body=wire.to_wire(signature, body),
             serial=self.next_serial(),
+            flags=(_INTERACTIVE if interactive else _NO_FLAG)
+            | (_NO_FLAG if start else _NO_AUTOSTART),
+            unix_fds=list(send_fds),
         )
         future: asyncio.Future[Any] = self._loop.create_future()
         self._pending[message.serial] = future
+        if at_once is not None:
+            self._at_once[message.serial] = at_once
         try:
             self.send(message)
             async with asyncio.timeout(timeout):
                 reply = await future
         finally:
             self._pending.pop(message.serial, None)
+            self._at_once.pop(message.serial, None)
             came = self._came_along.pop(message.serial, [])
             if fds is None:
                 close_fds(came)
@@ -361,8 +391,13 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
                     future.set_exception(BusError(problem.dbus_name, problem.message))
                 else:
                     future.set_result(message)
+                    at_once = self._at_once.get(message.reply_serial)
+                    if at_once is not None and message.message_type is not _MessageType.ERROR:
+                        at_once(tuple(wire.from_wire(value) for value in message.body))
 
     def _receive_signal(self, message: Any) -> None:
+        if self.hear is not None:
+            self.hear(message)
         if (message.sender, message.interface, message.member, message.signature) == (
             _BUS,
             _BUS,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import array
 import importlib
 import io
+import os
 import re
 import socket
 import struct
@@ -279,6 +280,14 @@ def _convert(kind: Any, value: Any) -> object:  # noqa: PLR0911
     return value
 
 
+@dataclass(slots=True)
+class _Unsent:
+    """The rest of a message, and the descriptors that go with it."""
+
+    data: memoryview
+    fds: list[int]
+
+
 class Writer:
     """Sends messages to the bus, in order, without ever blocking.
 
@@ -291,29 +300,46 @@ class Writer:
         self._sock = sock
         self._high = high
         self._pressure = pressure
-        self._queue: deque[memoryview] = deque()
+        self._queue: deque[_Unsent] = deque()
         self._pressed = False
         self.queued = 0
         """Bytes not yet taken by the bus."""
 
-    def put(self, data: bytes | bytearray) -> None:
-        """Queue one message."""
-        self._queue.append(memoryview(bytes(data)))
+    def put(self, data: bytes | bytearray, fds: Sequence[int] = ()) -> None:
+        """Queue one message with copies of ``fds``; raise :exc:`OSError` for bad ones."""
+        copies: list[int] = []
+        try:
+            copies.extend(os.dup(fd) for fd in fds)
+        except OSError:
+            close_fds(copies)
+            raise
+        self._queue.append(_Unsent(memoryview(bytes(data)), copies))
         self.queued += len(data)
+
+    def close(self) -> None:
+        """Forget what is not sent."""
+        for unsent in self._queue:
+            close_fds(unsent.fds)
+        self._queue.clear()
 
     def flush(self) -> bool:
         """Send what the bus takes now; return whether that was all. Raises :exc:`OSError`."""
         while self._queue:
             head = self._queue[0]
             try:
-                sent = self._sock.send(head)
+                if head.fds:
+                    sent = socket.send_fds(self._sock, [head.data], head.fds)
+                else:
+                    sent = self._sock.send(head.data)
             except (BlockingIOError, InterruptedError):
                 break
             self.queued -= sent
-            if sent == len(head):
+            # Descriptors travel with the first byte (unix(7), SCM_RIGHTS).
+            close_fds(head.fds)
+            head.fds.clear()
+            head.data = head.data[sent:]
+            if not head.data:
                 self._queue.popleft()
-            else:
-                self._queue[0] = head[sent:]
         if self._pressed and not self._queue:
             self._pressed = False
             self._pressure(False)

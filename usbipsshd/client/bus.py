@@ -1,32 +1,26 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A client's connection to a message bus: calls with a time limit, signals, and a service.
+"""A program's connection to a message bus: calls with a time limit, signals, and a service.
 
-dbus-next 0.2.3 by itself never ends a call when the bus goes, and hands a caller the library's own
-variants; here a call always ends, and values are plain (see :mod:`usbipsshd.bus.values`).
+It is the daemon's own (:mod:`usbipsshd.bus.connection`), with what only clients need.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
+from asyncio import Future, get_running_loop
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from usbipsshd.bus import wire
-from usbipsshd.bus.values import BusError, Disconnected, Reply
-
-log = logging.getLogger(__name__)
-
-_LibraryBus = wire.library("aio").MessageBus
-_constants = wire.library("constants")
-_Type, _Flag = _constants.MessageType, _constants.MessageFlag
+from usbipsshd.bus.connection import Connection
+from usbipsshd.bus.serving import Limits
+from usbipsshd.bus.values import BusError, Call, Disconnected, Reply, StandardError
 
 BUS = "org.freedesktop.DBus"
 BUS_PATH = "/org/freedesktop/DBus"
-CONNECT_SECONDS = 10.0
 CALL_SECONDS = 25.0
+_LONGEST = 16 << 20
+"""Bytes of one message; what the daemon itself sends at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +45,12 @@ class Asked:
     body: tuple[object, ...]
 
 
-class _Library(_LibraryBus):  # type: ignore[misc, valid-type]
-    def send(self, msg: Any) -> Any:
-        # That a bus is gone is told by `gone`; a future nobody looks at would be told of on stderr.
-        future = super().send(msg)
-        future.add_done_callback(lambda sent: sent.cancelled() or sent.exception())
-        return future
+class _Refused(StandardError):
+    """An error by its whole name."""
+
+    def __init__(self, error: BusError) -> None:
+        super().__init__("Failed", error.message)
+        self.dbus_name = error.name
 
 
 class Bus:
@@ -64,51 +58,41 @@ class Bus:
 
     def __init__(self, address: str) -> None:
         self._address = address
-        self._library: Any = None
-        self._watch: asyncio.Task[None] | None = None
-        self._pending: dict[int, Callable[[Any], None]] = {}
+        self._connection: Connection | None = None
         self._listeners: list[Callable[[Signal], None]] = []
         self._service: Callable[[Asked], Reply] | None = None
-        self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.gone: Future[None] = get_running_loop().create_future()
         """Done when the connection has ended."""
 
     @property
     def name(self) -> str:
         """The unique name of this connection."""
-        return str(self._library.unique_name)
+        return str(self._connection.unique_name) if self._connection is not None else ""
 
     async def connect(self) -> None:
         """Log in; raise :exc:`Disconnected`."""
+        connection: Connection | None = None
         try:
-            self._library = _Library(bus_address=self._address, negotiate_unix_fd=True)
-            self._library.add_message_handler(self._receive)
-            async with asyncio.timeout(CONNECT_SECONDS):
-                await self._library.connect()
+            connection = Connection(self._address, Limits(body=_LONGEST))
+            connection.hear = self._hear
+            # Whoever has a menu open may come and go; nobody's call here takes long.
+            await connection.start(self._answer, follow_callers=False)
         except Exception as error:
             self._end()
+            if connection is not None:
+                await connection.stop(0)
             raise Disconnected(f"no message bus: {error}") from error
-        self._watch = asyncio.create_task(self._until_gone(), name="bus")
-
-    async def _until_gone(self) -> None:
-        # The library raises here what ended the connection.
-        with suppress(Exception):
-            await self._library.wait_for_disconnect()
-        self._end()
+        connection.when_ended(self._end)
+        self._connection = connection
 
     def _end(self) -> None:
         if not self.gone.done():
             self.gone.set_result(None)
-        pending, self._pending = self._pending, {}
-        for done in pending.values():
-            done(None)
 
     async def close(self) -> None:
         """End the connection; calls under way raise :exc:`Disconnected`."""
-        if self._watch is not None:
-            self._library.disconnect()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(CONNECT_SECONDS):
-                    await self._watch
+        if self._connection is not None:
+            await self._connection.stop(0)
         self._end()
 
     async def call(  # noqa: PLR0917
@@ -134,44 +118,12 @@ class Bus:
 
         Raises :exc:`BusError`, :exc:`Disconnected`, :exc:`TimeoutError`.
         """
-        if self._library is None or self.gone.done():
+        if self._connection is None:
             raise Disconnected("no connection to the message bus")
-        flags = _Flag.ALLOW_INTERACTIVE_AUTHORIZATION if interactive else _Flag.NONE
-        if not start:
-            flags |= _Flag.NO_AUTOSTART
-        message = wire.Message(
-            destination=destination,
-            path=path,
-            interface=interface,
-            member=member,
-            signature=signature,
-            body=wire.to_wire(signature, body),
-            flags=flags,
-            unix_fds=list(fds),
-            serial=self._library.next_serial(),
-        )
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-
-        def arrived(reply: Any) -> None:
-            if future.done():
-                return
-            if at_once is not None and reply is not None and reply.message_type is not _Type.ERROR:
-                at_once(_plain(reply.body))
-            future.set_result(reply)
-
-        self._pending[message.serial] = arrived
-        try:
-            self._library.send(message)
-            async with asyncio.timeout(timeout):
-                reply = await future
-        finally:
-            self._pending.pop(message.serial, None)
-        if reply is None:
-            raise Disconnected("the connection to the message bus has ended")
-        if reply.message_type is _Type.ERROR:
-            text = reply.body[0] if reply.body and isinstance(reply.body[0], str) else ""
-            raise BusError(str(reply.error_name), text)
-        return _plain(reply.body)
+        return await self._connection.call(
+            destination, path, interface, member, signature, body,
+            timeout=timeout, interactive=interactive, start=start, send_fds=fds, at_once=at_once,
+        )  # fmt: skip
 
     async def subscribe(self, **rule: str) -> None:
         """Receive the signals that match (D-Bus specification, "Match Rules")."""
@@ -196,17 +148,8 @@ class Bus:
         body: Sequence[object] = (),
     ) -> None:
         """Send a signal to all who listen."""
-        if self._library is None or self.gone.done():
-            return
-        message = wire.Message(
-            message_type=_Type.SIGNAL,
-            path=path,
-            interface=interface,
-            member=member,
-            signature=signature,
-            body=wire.to_wire(signature, body),
-        )
-        self._library.send(message)
+        if self._connection is not None:
+            self._connection.emit(path, interface, member, signature, body)
 
     async def owner(self, name: str) -> str:
         """The unique name of who owns ``name``; empty for nobody."""
@@ -216,51 +159,22 @@ class Bus:
             return ""
         return str(owner)
 
-    def _receive(self, message: Any) -> Any:
-        # Whatever a peer sends: an exception here would end the connection.
-        try:
-            return self._sort(message)
-        except Exception:
-            log.exception("a message from the bus could not be handled")
-            return None
-
-    def _sort(self, message: Any) -> Any:
-        kind = message.message_type
-        if kind in (_Type.METHOD_RETURN, _Type.ERROR):
-            arrived = self._pending.pop(message.reply_serial, None)
-            if arrived is not None:
-                arrived(message)
-            return arrived is not None
-        if kind is _Type.SIGNAL:
-            signal = Signal(
-                str(message.sender),
-                str(message.path),
-                str(message.interface),
-                str(message.member),
-                _plain(message.body),
-            )
-            for listener in list(self._listeners):
-                listener(signal)
-            return None
-        return self._answer(message)
-
-    def _answer(self, message: Any) -> Any:
-        if self._service is None:
-            return None
-        asked = Asked(
+    def _hear(self, message: Any) -> None:
+        signal = Signal(
             str(message.sender),
             str(message.path),
-            str(message.interface or ""),
+            str(message.interface),
             str(message.member),
-            _plain(message.body),
+            tuple(wire.from_wire(value) for value in message.body),
         )
+        for listener in list(self._listeners):
+            listener(signal)
+
+    async def _answer(self, call: Call) -> Reply:
+        if self._service is None:
+            raise StandardError("UnknownMethod", "There is no such method.")
+        asked = Asked(call.caller.name, call.path, call.interface, call.member, call.args)
         try:
-            reply = self._service(asked)
+            return self._service(asked)
         except BusError as error:
-            return wire.Message.new_error(message, error.name, error.message)
-        body = wire.to_wire(reply.signature, reply.body)
-        return wire.Message.new_method_return(message, reply.signature, body)
-
-
-def _plain(body: Sequence[object]) -> tuple[object, ...]:
-    return tuple(wire.from_wire(value) for value in body)
+            raise _Refused(error) from None
