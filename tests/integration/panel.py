@@ -94,6 +94,19 @@ class Panel:
         if watch:
             await self.bus.call(BUS, BUS_PATH, BUS, "RequestName", "su", [WATCHER, 4])
 
+    async def named(self, name: str) -> None:
+        """Wait until somebody owns ``name``."""
+        news = asyncio.Event()
+        unlisten = self.bus.listen(lambda _signal: news.set())
+        try:
+            await self.bus.subscribe(sender=BUS, member="NameOwnerChanged", arg0=name)
+            async with asyncio.timeout(LIMIT):
+                while not await self.bus.owner(name):
+                    await news.wait()
+                    news.clear()
+        finally:
+            unlisten()
+
     async def leave(self) -> None:
         """Be no panel any more, as one that was killed."""
         self.items.clear()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fakekernel import KEYBOARD, SERIAL_ADAPTER, STICK
+from integration.notifier import notifications
 from integration.panel import panel
 from integration.sessionbus import SessionBus, session_bus
 from integration.trays import LIMIT, spawn, tray
@@ -213,6 +214,34 @@ def test_quit_ends_it_and_what_is_attached_stays(w: World, session: SessionBus) 
             await shown.click(menu.find("Quit"))
             assert await aside(process.wait, LIMIT) == 0
             assert len(w.attachments()) == 1
+
+    run(main())
+
+
+def test_a_panel_that_comes_later_than_the_tray(w: World, session: SessionBus) -> None:
+    async def main() -> None:
+        async with notifications(session.address) as told:
+            process = await aside(spawn, session, w, ALICE)
+            # It has looked for a panel once it has its name.
+            async with panel(session.address, watch=False) as onlooker:
+                await onlooker.named("org.usbipssh1.Tray")
+                await onlooker.start()
+                await onlooker.menu_with(lambda m: m.find(STICK_ROW))
+            process.terminate()
+            assert await aside(process.wait, LIMIT) == 0
+            assert told.told == []
+
+    run(main())
+
+
+def test_where_nothing_shows_icons_it_says_what_to_install(w: World, session: SessionBus) -> None:
+    async def main() -> None:
+        async with notifications(session.address) as told:
+            process = await aside(spawn, session, w, ALICE)
+            _summary, body = await told.next("cannot be shown")
+            assert "AppIndicator and KStatusNotifierItem Support" in body
+            assert await aside(process.wait, LIMIT) == 1
+            assert len(told.told) == 1
 
     run(main())
 
