@@ -10,6 +10,7 @@ import pty
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 
 import pytest
 from fakekernel import HUB, KEYBOARD, STICK
-from integration.world import ALICE, BOB, World, wait_until, world
+from integration.world import ALICE, ATTACHMENT, BOB, World, wait_until, world
 
 SECONDS = 60.0
 PORTS = {"2-1": STICK, "1-1": HUB, "1-1.3": KEYBOARD}
@@ -82,8 +83,10 @@ def ctl(w: World, *words: str, uid: int = ALICE) -> Done:
 class Running:
     """usbipsshctl while it runs."""
 
-    def __init__(self, w: World, *words: str) -> None:
+    def __init__(self, w: World, *words: str, notify: str = "") -> None:
         command, environment = line(w, ALICE, *words)
+        if notify:
+            environment["NOTIFY_SOCKET"] = notify
         self.process = subprocess.Popen(
             command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd="/",
         )  # fmt: skip
@@ -233,6 +236,72 @@ def test_wait_ends_when_the_device_goes(w: World) -> None:
         assert process.line().startswith("pi/2-1 is ")
         w.pi.unplug("2-1")
         assert process.process.wait(SECONDS) == 5
+
+
+def test_what_is_waited_for_outlives_the_daemon_s_restart(w: World) -> None:
+    with running(w, "keep", "--wait", "pi", "2-1") as process:
+        assert process.line().startswith("pi/2-1 is ")
+        w.stop_daemon(signal.SIGKILL)
+        w.start_daemon()
+        # It is bound to its caller again, or has ended: it never stays behind.
+        wait_until(
+            lambda: process.process.poll() is not None or w.attachments() != [],
+            "neither one nor the other",
+            SECONDS,
+        )
+        process.process.send_signal(signal.SIGTERM)
+        process.process.wait(SECONDS)
+    wait_until(lambda: w.attachments() == [], "it is still attached", SECONDS)
+
+
+class Unit(Running):
+    """What usbipssh@.service runs, with the socket of a systemd that listens."""
+
+    def __init__(self, w: World, instance: str) -> None:
+        self.told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        path = w.folder / "notify-unit"
+        path.unlink(missing_ok=True)
+        self.told.bind(str(path))
+        path.chmod(0o666)
+        self.told.settimeout(SECONDS)
+        super().__init__(w, "--no-ask", "unit", "--", instance, notify=str(path))
+
+    def hears(self, state: str) -> None:
+        while not self.told.recv(4096).decode().startswith(state):
+            pass
+
+
+def test_a_unit_is_ready_with_its_device_and_keeps_it(w: World) -> None:
+    unit = Unit(w, "pi/SanDisk Ultra")
+    try:
+        unit.hears("READY=1")
+        (path,) = w.attachments()
+        assert w.get(path, ATTACHMENT, "Keep") is True
+        w.pi.unplug("2-1")
+        unit.hears("STATUS=waiting")
+        w.pi.plug("2-1", STICK)
+        unit.hears("STATUS=attached ")
+        unit.process.send_signal(signal.SIGTERM)
+        assert unit.process.wait(SECONDS) == 0
+        assert w.attachments() == []
+    finally:
+        unit.process.kill()
+        unit.process.communicate(timeout=SECONDS)
+        unit.told.close()
+
+
+def test_a_unit_whose_device_is_detached_is_done(w: World) -> None:
+    unit = Unit(w, "pi-2-1")
+    try:
+        unit.hears("READY=1")
+        assert ctl(w, "detach", "pi/2-1").code == 0
+        unit.hears("STOPPING=1")
+        assert unit.process.wait(SECONDS) == 0
+    finally:
+        unit.process.kill()
+        unit.process.communicate(timeout=SECONDS)
+        unit.told.close()
+    assert ctl(w, "unit", "pi").code == 2
 
 
 def test_monitor_tells_what_happens(w: World) -> None:

@@ -11,8 +11,10 @@ from usbipsshd.client.daemon import ClientError
 from usbipsshd.client.snapshot import Attachment, Device, Hub, Interface, Manager, Remote, Snapshot
 from usbipsshd.ctl.arguments import parser
 from usbipsshd.ctl.columns import remotes, status, table
+from usbipsshd.ctl.completing import Wanted, wanted
 from usbipsshd.ctl.events import Event, events
 from usbipsshd.ctl.exitcodes import Exit, exit_code
+from usbipsshd.ctl.instance import BadInstance, parse
 from usbipsshd.ctl.tree import as_json, tree
 from usbipsshd.errors import Code, UsbipError
 
@@ -182,3 +184,43 @@ def test_help_fits_a_screen(capsys: pytest.CaptureFixture[str]) -> None:
         lines = capsys.readouterr().out.splitlines()
         assert len(lines) <= 34
         assert max(map(len, lines)) <= 100
+
+
+@pytest.mark.parametrize(
+    ("instance", "what"),
+    [
+        ("pi-Telink", ("pi", "Telink")),
+        ("pi-1-1.3", ("pi", "1-1.3")),
+        ("pi/1-1.3", ("pi", "1-1.3")),
+        ("lab-pi/046d:c31c", ("lab-pi", "046d:c31c")),
+        ("root@host:22/Ultra Fit", ("root@host:22", "Ultra Fit")),
+    ],
+)
+def test_a_unit_s_instance_names_remote_and_pattern(instance: str, what: tuple[str, str]) -> None:
+    assert parse(instance) == what
+
+
+@pytest.mark.parametrize("instance", ["", "pi", "pi/", "/1-1", "-1-1", "pi-"])
+def test_an_instance_that_names_nothing(instance: str) -> None:
+    with pytest.raises(BadInstance, match="systemd-escape"):
+        parse(instance)
+
+
+def test_what_may_be_completed() -> None:
+    def kind(*words: str) -> tuple[str, str]:
+        found = wanted(words)
+        assert found.words == {}
+        return found.kind, found.remote
+
+    assert set(wanted([""]).words) >= {"list", "attach", "remote", "key"}
+    assert "unit" not in wanted([""]).words
+    assert set(wanted(["remote", ""]).words) == {"list", "add", "remove", "trust"}
+    assert set(wanted(["--no-ask", "list", "-"]).words) == {"--help", "--json"}
+    assert kind("list", "") == ("remote", "")
+    assert kind("attach", "--keep", "pi", "2") == ("pattern", "pi")
+    assert kind("detach", "pi/1-1", "") == ("target", "")
+    assert kind("remote", "trust", "") == ("name", "")
+    assert kind("attach", "--expect", "") == ("", "")
+    assert kind("list", "pi", "1-1", "") == ("", "")
+    assert kind("key", "") == ("", "")
+    assert wanted(["nonsense", ""]) == Wanted({})

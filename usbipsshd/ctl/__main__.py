@@ -13,13 +13,17 @@ from collections.abc import Sequence
 from usbipsshd.client.daemon import Client, ClientError
 from usbipsshd.ctl.arguments import parser
 from usbipsshd.ctl.commands import Commands
+from usbipsshd.ctl.completing import candidates
 from usbipsshd.ctl.exitcodes import Exit, exit_code
 from usbipsshd.ctl.terminal import Terminal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status."""
-    words = parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:2] == ["complete", "--"]:
+        return asyncio.run(_complete(given[2:]))
+    words = parser().parse_args(given)
     terminal = Terminal(asks=not words.no_ask)
     try:
         return asyncio.run(_run(words, terminal))
@@ -32,6 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ClientError as error:
         terminal.complain(error.message)
         return exit_code(error)
+
+
+async def _complete(words: Sequence[str]) -> int:
+    found = await candidates(Client(), words)
+    Terminal(asks=False).say(*found)
+    return Exit.OK
 
 
 async def _run(words: argparse.Namespace, terminal: Terminal) -> int:

@@ -76,6 +76,10 @@ def parser() -> argparse.ArgumentParser:
     one = verbs.add_parser("monitor", help="what happens, a line each, until Ctrl-C")
     one.add_argument("--json", action="store_true", help="as JSON, an object a line")
 
+    # What usbipssh@.service runs.
+    one = verbs.add_parser("unit")
+    one.add_argument("instance", metavar="INSTANCE")
+
     verbs.add_parser("key", help="the daemon's ssh key, for a remote's authorized_keys")
 
     one = verbs.add_parser("remote", help="the list of remotes")

@@ -6,17 +6,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import TypeVar
 
 from usbipsshd.client.daemon import Client, ClientError
 from usbipsshd.client.snapshot import Device, Snapshot
-from usbipsshd.ctl import columns, events
+from usbipsshd.ctl import columns, events, instance
+from usbipsshd.ctl.arguments import parser
 from usbipsshd.ctl.exitcodes import Exit, exit_code
+from usbipsshd.ctl.holding import hold
 from usbipsshd.ctl.terminal import Terminal
 from usbipsshd.ctl.tree import as_json, tree
 
@@ -164,25 +164,24 @@ class Commands:
             self._terminal.say(*lines)
             return Exit.OK
 
-        def is_gone(snapshot: Snapshot) -> bool:
-            paths = {a.path for a in snapshot.attachments} | {h.path for h in snapshot.hubs}
-            return path not in paths
+        ended = await hold(self._client, path, lambda: self._terminal.say(*lines))
+        if ended is not None:
+            return ended
+        if self._words.keep or self._words.all:
+            # What is kept ends only when somebody wants it to.
+            self._terminal.complain("It was detached.")
+            return Exit.OK
+        self._terminal.complain("The device is gone.")
+        return Exit.DEVICE
 
-        gone = asyncio.create_task(self._client.wait_until(is_gone, None))
-        told = asyncio.Event()
-        with _on_signals(told.set):
-            self._terminal.say(*lines)
-            waiting = asyncio.create_task(told.wait())
-            try:
-                await asyncio.wait([gone, waiting], return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in (gone, waiting):
-                    task.cancel()
-            if not told.is_set():
-                self._terminal.complain("The device is gone.")
-                return Exit.DEVICE
-            await self._client.detach(path)
-        return Exit.OK
+    async def _unit(self) -> Exit:
+        """What usbipssh@.service runs: keep --wait."""
+        try:
+            remote, pattern = instance.parse(self._words.instance)
+        except instance.BadInstance as error:
+            raise ClientError("org.freedesktop.DBus.Error.InvalidArgs", str(error)) from error
+        self._words = parser().parse_args(["keep", "--wait", "--", remote, pattern])
+        return await self._attach()
 
     async def _detach(self) -> Exit:
         worst = Exit.OK
@@ -337,19 +336,6 @@ class Commands:
             "Trust it?"
         )
         return fingerprint if await self._terminal.confirm(question) else ""
-
-
-@contextmanager
-def _on_signals(handler: Callable[[], None]) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    for number in numbers:
-        loop.add_signal_handler(number, handler)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
 
 
 def _clock(microseconds: int) -> str:
