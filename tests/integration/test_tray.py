@@ -14,7 +14,7 @@ from integration.notifier import notifications
 from integration.panel import panel
 from integration.sessionbus import SessionBus, session_bus
 from integration.trays import LIMIT, spawn, tray
-from integration.world import ALICE, ATTACHMENT, BOB, World, world
+from integration.world import ALICE, ATTACHMENT, BOB, CAROL, World, world
 
 STICK_ROW = "Disk: SanDisk Ultra"
 KEYBOARD_ROW = "Keyboard: Logitech USB Keyboard"
@@ -160,6 +160,24 @@ def test_a_refusal_is_told_once(w: World, session: SessionBus) -> None:
 
     run(main())
     assert "Try again" in rows
+
+
+def test_where_nobody_can_be_asked_for_a_password_it_says_what_to_start(
+    w: World, session: SessionBus
+) -> None:
+    async def main() -> None:
+        async with tray(session, w, CAROL) as (shown, told):
+            menu = await shown.menu_with(lambda m: m.find("Show its devices"))
+            await shown.click(menu.find("Show its devices"))
+            menu = await shown.menu_with(lambda m: m.find("You would have to give a password"))
+            await shown.click(menu.find("Attach everything there"))
+            _summary, body = await told.next("refused")
+            assert "no polkit agent runs" in body
+            menu = await shown.menu_with(lambda m: m.find("Nobody can be asked for a password"))
+            assert menu.labels()[0].startswith("Nobody")
+            assert "password" in (await shown.look())["Title"]
+
+    run(main())
 
 
 def test_the_daemon_is_restarted(w: World, session: SessionBus) -> None:
