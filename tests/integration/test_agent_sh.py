@@ -202,8 +202,9 @@ def agent(shell: str, pi: FakeKernel) -> Iterator[Agent]:
 
 
 def connect(agent: Agent, busid: str, kind: str, folder: Path) -> socket.socket:
-    """Have a connector connect; the end that ssh would forward."""
-    if kind == "bash":
+    """Have a connector connect; the end that ssh would forward. ``kind`` may end in ``/tcp``."""
+    kind, _, way = kind.partition("/")
+    if kind in ("bash", "busybox") or way:
         listener = socket.create_server(("127.0.0.1", 0))
         address = str(listener.getsockname()[1])
     else:
@@ -387,7 +388,21 @@ def test_what_is_written_is_whole_lines(shell: str, pi: FakeKernel) -> None:
 # --- exporting ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["perl", "python3", "bash"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "perl",
+        "python3",
+        "socat",
+        "ncat",
+        "bash",
+        "busybox",
+        "perl/tcp",
+        "python3/tcp",
+        "socat/tcp",
+        "ncat/tcp",
+    ],
+)
 def test_export_and_give_back(agent: Agent, pi: FakeKernel, kind: str) -> None:
     pi.plug("1-1", HUB)
     pi.plug("1-1.2", SERIAL_ADAPTER)
@@ -757,10 +772,13 @@ def _without(names: Sequence[str]) -> tuple[str, ...]:
     return ("unshare", "-m", "sh", "-c", f'{hide}; exec "$@"', "sh")
 
 
-@pytest.mark.parametrize("there", ["perl", "python3", "bash", ""])
+CONNECTORS = ("perl", "python3", "socat", "ncat", "bash", "busybox")
+
+
+@pytest.mark.parametrize("there", [*CONNECTORS, ""])
 def test_connectors_that_are_there(pi: FakeKernel, there: str) -> None:
     pi.plug("1-1", SERIAL_ADAPTER)
-    hidden = [n for n in ("perl", "python3", "bash") if n != there]
+    hidden = [n for n in CONNECTORS if n != there]
     agent = Agent("dash", pi.root, wrap=_without(hidden))
     try:
         assert agent.hello.split()[5].decode() == (there or "none")
@@ -769,7 +787,7 @@ def test_connectors_that_are_there(pi: FakeKernel, there: str) -> None:
             connect(agent, "1-1", there, folder).close()
         else:
             failure = agent.fails(bind_request(pi, "1-1", SERIAL_ADAPTER))
-            assert failure == "RemoteUnsupported no perl, python3 or bash"
+            assert failure == "RemoteUnsupported nothing that connects"
         agent.end()
     finally:
         agent.discard()

@@ -10,7 +10,7 @@ from fakekernel import STICK, FakeKernel
 from integration.otherremotes import bad, listed, other_sshd, saying_port
 from integration.world import ALICE, ATTACHMENT, World, world
 
-CONNECTORS = ("perl", "python3", "bash")
+CONNECTORS = ("perl", "python3", "socat", "ncat", "bash", "busybox")
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +57,9 @@ def test_no_connector(w: World) -> None:
 @pytest.mark.parametrize(
     ("config", "hide"),
     [
-        (["AllowStreamLocalForwarding no"], ["bash"]),
+        (["AllowStreamLocalForwarding no", "AllowTcpForwarding no"], []),
         (["DisableForwarding yes"], []),
-        (["AllowTcpForwarding no"], ["perl", "python3"]),
+        (["AllowTcpForwarding no"], [c for c in CONNECTORS if c not in ("bash", "busybox")]),
     ],
 )
 def test_forwarding_refused(w: World, config: Sequence[str], hide: Sequence[str]) -> None:
@@ -74,10 +74,13 @@ def test_forwarding_refused(w: World, config: Sequence[str], hide: Sequence[str]
         assert "forwarding" in message
 
 
-def test_the_other_kind_of_forwarding_will_do(w: World) -> None:
+@pytest.mark.parametrize("only", CONNECTORS)
+def test_the_other_kind_of_forwarding_will_do(w: World, only: str) -> None:
+    config = ["AllowStreamLocalForwarding no"]
+    hide = [c for c in CONNECTORS if c != only]
     with (
-        other_sshd(w, config=["AllowStreamLocalForwarding no"]) as ports,
-        listed(w, "half", ports[0]),
+        other_sshd(w, config=config, hide=hide, passwd=root_with_sh()) as ports,
+        listed(w, "half", ports[0], "toor"),
     ):
         path = w.attach("2-1", ALICE, "half")
         assert w.desk.transfer(w.get(path, ATTACHMENT, "Port"), 1000) == 1000

@@ -11,7 +11,8 @@
 # where CODE is an error name of the D-Bus contract. Requests run side by side. Lines are written
 # whole, at most 4096 bytes at a time; text from sysfs comes last on its line, as it is.
 #
-#   hello 1 UID KERNEL OSID CONNECTORS     unasked, first. CONNECTORS: perl,python3,bash or none
+#   hello 1 UID KERNEL OSID CONNECTORS     unasked, first. CONNECTORS: perl,python3,socat,
+#                                          ncat,bash,busybox, those that are there, or none
 #   TAG list                               b BUSNUM SERIAL      each bus and its root hub's serial
 #                                          d BUSID              a device; what follows is its own
 #                                          a NAME VALUE         an attribute, also driver
@@ -22,8 +23,9 @@
 #   TAG bind BUSID VID PID BUSNUM DEVNUM UNMOUNT
 #                                          give that very device to usbip-host; answers with
 #                                          dir FOLDER           where ssh may put its sockets
-#   TAG connect BUSID perl|python3|bash ADDRESS TOKEN
-#                                          connect to a socket in FOLDER (bash: a port of 127.0.0.1),
+#   TAG connect BUSID CONNECTOR ADDRESS TOKEN
+#                                          connect to a socket in FOLDER or to a port of 127.0.0.1
+#                                          (bash and busybox: only that),
 #                                          send TOKEN and a newline, give the socket to usbip-host
 #   TAG release BUSID REBIND               end the connection; give the device back
 #   TAG unbind BUSID                       the same whoever had exported it
@@ -996,7 +998,7 @@ may_bind() {
         return 1
     fi
     if [ "$connectors" = none ]; then
-        fail RemoteUnsupported 'no perl, python3 or bash'
+        fail RemoteUnsupported 'nothing that connects'
         return 1
     fi
     if [ -z "$folder" ]; then
@@ -1109,12 +1111,18 @@ bind() {
 
 # The connectors: connect, send $TOKEN, write the socket's number to $SOCKFD, end. Run by bounded,
 # in a process of their own.
+# shellcheck disable=SC2016,SC2089,SC2090 # texts for other shells
+# A sh that has the connection as its input: it is one socket in both directions.
+hand_over='exec 2>/dev/null; printf "%s\n" "$TOKEN" >&0 && printf 0 >"$SOCKFD"'
+
 with_perl() {
     exec perl -e '
         use Socket;
         alarm 10;
-        socket(S, PF_UNIX, SOCK_STREAM, 0) or exit 2;
-        connect(S, sockaddr_un($ENV{ADDRESS})) or exit 3;
+        my $unix = $ENV{ADDRESS} =~ m(/);
+        socket(S, $unix ? PF_UNIX : PF_INET, SOCK_STREAM, 0) or exit 2;
+        connect(S, $unix ? sockaddr_un($ENV{ADDRESS})
+            : sockaddr_in($ENV{ADDRESS}, INADDR_LOOPBACK)) or exit 3;
         my $t = "$ENV{TOKEN}\n";
         syswrite(S, $t) == length($t) or exit 4;
         open(F, ">", $ENV{SOCKFD}) or exit 5;
@@ -1125,11 +1133,39 @@ with_python3() {
     exec python3 -I -S -c '
 import os, signal, socket
 signal.alarm(10)
-s = socket.socket(socket.AF_UNIX)
-s.connect(os.environ["ADDRESS"])
+a = os.environ["ADDRESS"]
+s = socket.socket(socket.AF_UNIX if "/" in a else socket.AF_INET)
+s.connect(a if "/" in a else ("127.0.0.1", int(a)))
 s.sendall(os.environb[b"TOKEN"] + b"\n")
 f = os.open(os.environ["SOCKFD"], os.O_WRONLY)
 os.write(f, b"%d" % s.fileno())'
+}
+
+# shellcheck disable=SC2016,SC2090
+# With nofork the program gets the socket itself. What is in HAND_OVER needs no quotes in socat's.
+with_socat() {
+    HAND_OVER=$hand_over
+    export HAND_OVER
+    case $ADDRESS in
+        */*) exec socat "UNIX-CONNECT:$ADDRESS" 'SYSTEM:eval $HAND_OVER,nofork' ;;
+        *) exec socat "TCP4-CONNECT:127.0.0.1:$ADDRESS" 'SYSTEM:eval $HAND_OVER,nofork' ;;
+    esac
+}
+
+# shellcheck disable=SC2016
+# ncat stays in between, but its program has the socket, too: under which number, /proc tells. It is
+# killed before it can read what is the kernel's from now on.
+with_ncat() {
+    case $ADDRESS in
+        */*) set -- -U "$ADDRESS" ;;
+        *) set -- 127.0.0.1 "$ADDRESS" ;;
+    esac
+    exec ncat "$@" -c '
+        for s in 3 4 5 6 7 8 9; do
+            [ -S "/proc/self/fd/$s" ] || continue
+            printf "%s\n" "$TOKEN" >&"$s" && printf %s "$s" >"$SOCKFD" && kill -s KILL "$PPID"
+            exit
+        done'
 }
 
 with_bash() {
@@ -1139,16 +1175,20 @@ with_bash() {
         printf 5 >"$SOCKFD"'
 }
 
+with_busybox() {
+    exec busybox nc 127.0.0.1 "$ADDRESS" -e sh -c "$hand_over"
+}
+
 connect() {
     if [ -z "$folder" ] || [ ! -e "$folder/held/$1" ]; then
         fail NotAttached "$1 is not exported here"
         return
     fi
-    if [ "$2" = bash ]; then
-        number "$3" && [ "$3" -ge 1 ] && [ "$3" -le 65535 ]
-    else
-        [ "${3%/*}" = "$folder" ] && plain "${3##*/}" && [ "${3##*/}" != held ]
-    fi || {
+    case $2:$3 in
+        bash:*/* | busybox:*/*) false ;;
+        *:*/*) [ "${3%/*}" = "$folder" ] && plain "${3##*/}" && [ "${3##*/}" != held ] ;;
+        *) number "$3" && [ "$3" -ge 1 ] && [ "$3" -le 65535 ] ;;
+    esac || {
         fail InvalidArgs address
         return
     }
@@ -1156,7 +1196,10 @@ connect() {
     export ADDRESS TOKEN SOCKFD
     bounded 10 "with_$2"
     unset TOKEN
-    [ "$2" = bash ] || rm -f "$3"
+    [ "$2:$result" != ncat:137 ] || result=0
+    case $3 in
+        */*) rm -f "$3" ;;
+    esac
     waited=0
     while [ "$result" -eq 0 ]; do
         get "$devices/$1/usbip_status" || break
@@ -1597,7 +1640,7 @@ request() {
         5:connect)
             busid "$2" && token "$5" &&
                 case $3 in
-                    perl | python3 | bash) start "$@" ;;
+                    perl | python3 | socat | ncat | bash | busybox) start "$@" ;;
                     *) false ;;
                 esac
             ;;
@@ -1640,9 +1683,14 @@ hello() {
         break
     done
     connectors=
-    for name in perl python3 bash; do
+    for name in perl python3 socat ncat bash; do
         command -v "$name" >/dev/null 2>&1 && connectors="$connectors${connectors:+,}$name"
     done
+    if [ -z "$connectors" ] && command -v busybox >/dev/null 2>&1; then
+        case $(busybox nc --help 2>&1 </dev/null) in
+            *'-e PROG'*) connectors=busybox ;;
+        esac
+    fi
     connectors=${connectors:-none}
     modern=
     case $kernel in

@@ -30,10 +30,15 @@ log = logging.getLogger(__name__)
 
 WINDOW = 2 * 1024 * 1024
 MAX_PACKET_SIZE = 32768
-MAX_STRANGERS = 8
-"""Connections that may be waiting to show the token."""
+MAX_STRANGERS = 64
+"""Connections that may be waiting to show the token; one more takes the place of any of them.
+
+Whoever fills them all cannot keep ours away: it shows the token at once, and is seldom the one."""
 CLOSE_LIMIT = 3.0
-TCP_CONNECTOR = "bash"
+TCP_ONLY = frozenset({"bash", "busybox"})
+"""Connectors that cannot reach a unix socket; each can reach a port."""
+STRANGER_SECONDS = 5.0
+"""How long a connection may take to show the token."""
 
 _Channel = asyncssh.SSHUNIXChannel[bytes] | asyncssh.SSHTCPChannel[bytes]
 
@@ -83,9 +88,9 @@ class SshCarrier:
             self._accept, path, encoding=None, window=WINDOW, max_pktsize=MAX_PACKET_SIZE
         )
 
-    async def listen_tcp(self) -> None:
+    async def listen_tcp(self, connector: str) -> None:
         """Have sshd listen on its loopback; asyncssh.ChannelListenError when it refuses."""
-        self.connector = TCP_CONNECTOR
+        self.connector = connector
         self._listener = await self._ssh.create_server(
             lambda _host, _port: self._accept(),
             "127.0.0.1",
@@ -101,8 +106,12 @@ class SshCarrier:
 
     def admit(self, guard: _Guard) -> bool:
         """Whether one more connection may try to show the token."""
-        if self._chosen is not None or self.ended.done() or len(self._guards) >= MAX_STRANGERS:
+        if self._chosen is not None or self.ended.done():
             return False
+        if len(self._guards) >= MAX_STRANGERS:
+            evicted = secrets.choice(tuple(self._guards))
+            self._guards.discard(evicted)
+            evicted.drop()
         self._guards.add(guard)
         return True
 
@@ -177,11 +186,14 @@ class _Guard(asyncssh.SSHUNIXSession[bytes], asyncssh.SSHTCPSession[bytes]):
         self._shown = b""
         self._trusted = False
         self._early_eof = False
+        self._late: asyncio.TimerHandle | None = None
         self.relay: Relay | None = None
 
     def connection_made(self, chan: _Channel) -> None:
         self._chan = chan
-        if not self._carrier.admit(self):
+        if self._carrier.admit(self):
+            self._late = asyncio.get_running_loop().call_later(STRANGER_SECONDS, self.drop)
+        else:
             chan.abort()
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
@@ -198,6 +210,8 @@ class _Guard(asyncssh.SSHUNIXSession[bytes], asyncssh.SSHTCPSession[bytes]):
             self.drop()
             return
         self._trusted = True
+        if self._late is not None:
+            self._late.cancel()
         assert self._chan is not None
         self._chan.pause_reading()
 
@@ -229,6 +243,8 @@ class _Guard(asyncssh.SSHUNIXSession[bytes], asyncssh.SSHTCPSession[bytes]):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._chan = None
+        if self._late is not None:
+            self._late.cancel()
         if self.relay is not None:
             self.relay.end(str(exc) if exc else "")
         self._carrier.leave(self)
@@ -273,7 +289,7 @@ class SshCarriers:
         return carrier
 
     async def _listen(self, carrier: SshCarrier, connectors: Sequence[str], folder: str) -> None:
-        by_path = next((c for c in connectors if c != TCP_CONNECTOR), None)
+        by_path = next((c for c in connectors if c not in TCP_ONLY), None)
         try:
             if by_path is not None and not self._unix_refused:
                 try:
@@ -282,13 +298,13 @@ class SshCarriers:
                     self._unix_refused = True
                 else:
                     return
-            if TCP_CONNECTOR in connectors:
-                await carrier.listen_tcp()
+            if connectors:
+                await carrier.listen_tcp(connectors[0])
                 return
         except asyncssh.ChannelListenError:
             pass
         except (asyncssh.Error, OSError) as error:
             raise Failure(Code.CONNECTION_FAILED, str(error)) from None
         if not connectors:
-            raise Failure(Code.REMOTE_UNSUPPORTED, "it has neither perl nor python3 nor bash")
+            raise Failure(Code.REMOTE_UNSUPPORTED, "nothing there connects a socket")
         raise Failure(Code.REMOTE_UNSUPPORTED, "its ssh server refuses to forward sockets")

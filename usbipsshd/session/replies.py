@@ -39,7 +39,7 @@ MAX_DESCRIPTORS = 24 * 1024
 """Bytes of descriptors; as hex they must fit into a control packet beside the rest."""
 MAX_BUSES = 4096
 
-CONNECTORS = ("perl", "python3", "bash")
+CONNECTORS = ("perl", "python3", "socat", "ncat", "bash", "busybox")
 
 _HELLO = re.compile(r"hello 1 ([0-9]{1,10}) (\S{1,128}) (\S{1,64}) (\S{1,64})", re.ASCII)
 _TAG = re.compile(r"([0-9]{1,9}) (.*)", re.ASCII | re.DOTALL)
