@@ -87,6 +87,8 @@ class Desktop:
         self.folder = folder
         self.display = display
         self.bus = bus
+        self.guests: list[subprocess.Popen[bytes]] = []
+        """Programs that end with a test."""
         self._panel: subprocess.Popen[bytes] | None = None
 
     @property
@@ -124,6 +126,15 @@ class Desktop:
                 cwd="/",
                 start_new_session=True,
             )
+
+    def end_guests(self) -> None:
+        """End those programs that have not ended by themselves."""
+        while self.guests:
+            guest = self.guests.pop()
+            guest.kill()
+            guest.wait(SECONDS)
+            if guest.stdout is not None:
+                guest.stdout.close()
 
     def start_panel(self) -> None:
         """Start Xfce's panel."""
@@ -282,6 +293,16 @@ def _paint(name: str) -> None:
     display.close()
 
 
+def _is_managed(name: str) -> bool:
+    """Whether there is a window manager (Extended Window Manager Hints)."""
+    display = xlib.Display(name)
+    try:
+        atom = display.intern_atom("_NET_SUPPORTING_WM_CHECK")
+        return display.screen().root.get_full_property(atom, X.AnyPropertyType) is not None
+    finally:
+        display.close()
+
+
 def _service(name: str) -> list[str]:
     """What starts a D-Bus service that is installed on this machine."""
     file = configparser.ConfigParser(interpolation=None)
@@ -303,6 +324,8 @@ def desktop() -> Iterator[Desktop]:
         made = Desktop(folder, _x_server(stack), bus.address)
         _paint(made.display)
         stack.enter_context(_running(made.spawn(["openbox"], "openbox")))
+        # A window that is there before its manager does not get the keyboard.
+        until(lambda: _is_managed(made.display), "the window manager")
         stack.enter_context(_running(made.spawn([*_service("org.xfce.Xfconf")], "xfconf")))
         stack.callback(made.kill_panel)
         yield made

@@ -24,9 +24,16 @@ RED = (0xA4, 0x00, 0x00)
 
 
 @pytest.fixture(scope="module")
-def screen() -> Iterator[Desktop]:
+def shared() -> Iterator[Desktop]:
     with desktop() as made:
         yield made
+
+
+@pytest.fixture
+def screen(shared: Desktop) -> Iterator[Desktop]:
+    """The desktop, on which no dialog of a test that failed is left to the next one."""
+    yield shared
+    shared.end_guests()
 
 
 class Dialog:
@@ -48,6 +55,7 @@ class Dialog:
             stdout=subprocess.PIPE,
             cwd="/",
         )
+        screen.guests.append(self._child)
         assert self._child.stdin is not None
         self._child.stdin.write(json.dumps(show).encode())
         self._child.stdin.close()

@@ -29,7 +29,7 @@ def machines() -> Iterator[World]:
             made.pi.plug(busid, device)
         made.add_remote("raspberry")
         # The same machine under a name whose key nobody has looked at.
-        where = f"root@localhost:{made.ssh.port}"
+        where = f"root@127.0.0.1:{made.ssh.port}"
         made.call(0, "AddRemote", "sa{sv}", "bench3", "1", "address", "s", where)
         yield made
 
