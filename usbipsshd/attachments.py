@@ -307,6 +307,9 @@ class Attachments:
                     ),
                 )
                 continue
+            if (changed := self._importer.changed(entry.imported)) is not None:
+                self._end(entry, changed)
+                continue
             self._importer.keep_awake(attachment.local_busid)
             nodes = self._importer.nodes(attachment.local_busid)
             if nodes != attachment.device_nodes:

@@ -85,6 +85,7 @@ class Importer:
         self._modprobe = modprobe
         self._taken_ports = taken_ports
         self._ports: dict[int, int] = {}
+        self._approved: dict[int, bytes] = {}
 
     async def prepare(self, speed: float) -> None:
         """Make sure that a device of ``speed`` Mbit/s could be attached.
@@ -139,6 +140,7 @@ class Importer:
                         "The device that arrived is not the one that was approved; "
                         "it was let go before any driver saw it.",
                     )
+                self._approved[port.number] = approved.descriptors
                 if self._hold.blocked_by_policy(bus):
                     log.info("%s: this machine's USB authorization policy decides", busid)
                 else:
@@ -198,6 +200,8 @@ class Importer:
             now = self.vhci.port(port.number)
             if now is None or now.state == FREE or now.local_busid != busid:
                 raise self._vanished()
+            if (error := self.changed(Imported(port.number, approved.devid, busid))) is not None:
+                raise error
             device = self.usb.device(busid)
             interfaces = device.interfaces if device is not None else ()
             # A disk's generic node is there first, its own only once the disk was looked at.
@@ -217,6 +221,7 @@ class Importer:
 
     def detach(self, imported: Imported) -> None:
         """Free the port, unless it is no longer ours; the device is about to vanish from here."""
+        self._approved.pop(imported.port, None)
         if self._ports.pop(imported.port, None) is None:
             return
         port = self.vhci.port(imported.port)
@@ -233,6 +238,23 @@ class Importer:
             return False
         known = imported.local_busid and port.state == USED
         return not known or port.local_busid == imported.local_busid
+
+    def changed(self, imported: Imported) -> UsbipError | None:
+        """DeviceChanged when the device has become another one since it was authorized.
+
+        The kernel asks for the device descriptor again as it authorizes (usb_authorize_device in
+        drivers/usb/core/hub.c), and for all of them after a reset; what says something else
+        then is started anew, on the same port.
+        """
+        approved = self._approved.get(imported.port)
+        now = self.usb.descriptors(imported.local_busid) if imported.local_busid else b""
+        if approved is None or not now or now == approved:
+            return None
+        log.warning("%s became another device: it is let go", imported.local_busid)
+        return UsbipError(
+            Code.DEVICE_CHANGED,
+            "The device became another one than was approved while it was attached; it was let go.",
+        )
 
     async def gone(self, imported: Imported, seconds: float) -> None:
         """Wait until the port is free again and the device gone, ``seconds`` at most."""

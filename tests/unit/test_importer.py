@@ -98,6 +98,10 @@ class Machine:
         self.status(p2=self.used(STICK, device.busid))
         plug(self.sys, device, authorized=False)
 
+    def becomes(self, device: Device) -> None:
+        """The same port has another device now."""
+        plug(self.sys, device)
+
     def binds(self, device: Device) -> None:
         """The kernel binds drivers to what is authorized, and to nothing else."""
         if self.authorized(device.busid) == "1":
@@ -191,6 +195,36 @@ def test_another_device_than_the_approved_one_is_never_authorized(
         assert machine.authorized("4-1") == "0"
         assert machine.default(4) == "1"
         assert machine.detached() == "2"
+
+    run(main())
+
+
+def test_one_that_becomes_another_as_it_is_authorized_is_let_go(machine: Machine, fd: int) -> None:
+    async def main() -> None:
+        importer, _ = machine.importer(
+            lambda: machine.arrives(ARRIVED), lambda: machine.becomes(IMPOSTOR)
+        )
+        with refused(Code.DEVICE_CHANGED):
+            await importer.attach(fd, STICK, machine.take)
+        assert machine.detached() == "2"
+
+    run(main())
+
+
+def test_one_that_becomes_another_later_is_noticed(machine: Machine, fd: int) -> None:
+    async def main() -> None:
+        importer, _ = machine.importer(
+            lambda: machine.arrives(ARRIVED), lambda: machine.binds(ARRIVED)
+        )
+        imported = await importer.attach(fd, STICK, machine.take)
+        assert importer.changed(imported) is None
+        machine.becomes(IMPOSTOR)
+        changed = importer.changed(imported)
+        assert changed is not None
+        assert changed.code is Code.DEVICE_CHANGED
+        importer.detach(imported)
+        assert machine.detached() == "2"
+        assert importer.changed(imported) is None
 
     run(main())
 
