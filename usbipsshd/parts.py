@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Mapping, Sequence
 
 from usbipsshd.attachments import Attachments
@@ -19,6 +20,7 @@ from usbipsshd.links import Links
 from usbipsshd.localusb import LocalUsb
 from usbipsshd.matcher import Matcher
 from usbipsshd.memory import Memory
+from usbipsshd.preflight import LocalChecks
 from usbipsshd.remotes import RemoteStore
 from usbipsshd.service import Service
 from usbipsshd.settings import Settings
@@ -91,6 +93,7 @@ class Parts:
             ids=ids,
             chooser=chooser,
             launcher=settings.launcher,
+            checks=LocalChecks(vhci, os.uname().release, paths.modules, paths.os_release),
             keep=self._memory.write,
         )
 

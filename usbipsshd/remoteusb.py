@@ -17,6 +17,7 @@ from usbipsshd.messages import (
     get_int,
     get_object,
 )
+from usbipsshd.preflight import Facts, facts_from_json
 
 LIST_SECONDS = 15.0
 EXPORT_SECONDS = 25.0
@@ -45,6 +46,13 @@ class RemoteUsb:
     async def devices(self) -> list[Device]:
         """Every device but the root hubs, in tree order."""
         return await self._list("", descriptors=False)
+
+    async def facts(self) -> Facts:
+        """What there is on the remote to export with."""
+        with _explained(self._remote):
+            reply = await self._session.request("facts", seconds=LIST_SECONDS)
+            with reply.descriptors:
+                return facts_from_json(reply.ok)
 
     async def describe(self, busid: str) -> Device:
         """One device with its descriptors; DeviceNotFound if it is not there."""

@@ -27,6 +27,7 @@ from usbipsshd.link import Link, fetch_host_key
 from usbipsshd.links import Links
 from usbipsshd.localusb import LocalUsb
 from usbipsshd.pattern import Pattern
+from usbipsshd.preflight import Finding, LocalChecks, Verdict, there
 from usbipsshd.remotes import Remote, RemoteStore, check_fingerprint, fingerprint
 from usbipsshd.remoteusb import RemoteUsb
 from usbipsshd.usbids import UsbIds
@@ -101,6 +102,7 @@ class Service:
         ids: UsbIds,
         chooser: Chooser,
         launcher: Launcher,
+        checks: LocalChecks,
         keep: Callable[[], bool],
     ) -> None:
         self.store = store
@@ -112,6 +114,7 @@ class Service:
         self._ids = ids
         self._chooser = chooser
         self._launcher = launcher
+        self._checks = checks
         self._keep = keep
         """Writes down what is to persist, now; whether that went well."""
 
@@ -132,6 +135,22 @@ class Service:
         return [
             self._listed(link.remote.name, d) for d in await self._chooser.select(parsed, devices)
         ]
+
+    async def preflight(self, asking: Asking, remote: str) -> list[Finding]:
+        """What would stop an attach, here and, unless ``remote`` is empty, there."""
+        if not remote:
+            return list(self._checks.findings())
+        link = self._link(remote)
+        name = link.remote.name
+        await asking.require(_to_connect(link.remote), {"remote": name})
+        found = list(self._checks.findings())
+        try:
+            async with link.use() as session:
+                facts = await RemoteUsb(session, name).facts()
+        except UsbipError as error:
+            return [*found, Finding("connection", "there", Verdict.PROBLEM, error.message)]
+        connected = Finding("connection", "there", Verdict.OK, f"{name} lets this machine in.")
+        return [*found, connected, *there(name, facts)]
 
     async def attach(
         self, asking: Asking, remote: str, pattern: str, options: AttachOptions

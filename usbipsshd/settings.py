@@ -21,6 +21,8 @@ class Paths:
     state: Path = Path("/var/lib/usbipsshd")
     run: Path = Path("/run/usbipsshd")
     machine_id: Path = Path("/etc/machine-id")
+    modules: Path = Path("/lib/modules")
+    os_release: Path = Path("/etc/os-release")
     known_hosts: tuple[Path, ...] = (
         Path("/etc/ssh/ssh_known_hosts"),
         Path("/root/.ssh/known_hosts"),

@@ -20,7 +20,8 @@ DRIVERS = ("usb", "hub", "usb-storage", "usbhid", "usbserial", "btusb", "r8152")
 
 _MODPROBE = b"""#!/bin/sh
 # The made-up kernel's own modprobe.
-for module; do :; done
+for module; do [ "$module" != -n ] || dry=1; done
+[ -z "$dry" ] || exit 0
 printf '%s' "$module" >"${0%/bin/modprobe}/fake/modprobe"
 """
 

@@ -213,6 +213,32 @@ def test_remotes(w: World) -> None:
     assert ctl(w, "remote", "trust", "pi").out == "The host key of pi is trusted already.\n"
 
 
+def test_the_doctor_looks_at_both_machines_and_changes_neither(w: World) -> None:
+    done = ctl(w, "doctor", "pi")
+    assert (done.code, done.err) == (0, ""), done
+    lines = done.out.splitlines()
+    for text in (
+        "ok       vhci-hcd is loaded.",
+        "ok       pi lets this machine in.",
+        "ok       The login on pi is root there.",
+        "ok       pi has a program that can connect a socket.",
+    ):
+        assert text in lines, done.out
+    found = {one["id"]: one for one in json.loads(ctl(w, "doctor", "pi", "--json").out)}
+    assert set(found) >= {"module", "ports-hs", "ports-ss", "connection", "root", "names"}
+    assert found["names"]["machine"] == "there"
+    # This machine alone needs nobody's leave.
+    assert ctl(w, "doctor", uid=BOB).code == 0
+    assert ctl(w, "doctor", "pi", uid=BOB).code == 3
+    w.call(0, "AddRemote", "sa{sv}", "dead", "1", "address", "s", "root@127.0.0.1:1")
+    try:
+        dead = ctl(w, "doctor", "dead")
+        assert dead.code == 1
+        assert "PROBLEM  dead cannot be reached" in dead.out
+    finally:
+        w.call(0, "RemoveRemote", "sa{sv}", "dead", "0")
+
+
 def test_unbind_and_this_machine(w: World) -> None:
     done = ctl(w, "unbind", "pi", "")
     assert (done.code, done.out) == (0, "")

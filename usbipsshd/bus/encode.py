@@ -10,6 +10,7 @@ from usbipsshd.bus.values import Variant
 from usbipsshd.device import Device, Interface
 from usbipsshd.hub import Hub
 from usbipsshd.link import LinkStatus
+from usbipsshd.preflight import Finding
 from usbipsshd.remotes import Remote
 from usbipsshd.service import Listed
 
@@ -130,6 +131,18 @@ def listed_device(listed: Listed) -> dict[str, Variant]:
     if listed.attachment:
         values["attachment"] = Variant("o", attachment_path(listed.attachment))
     return values
+
+
+def finding_entry(finding: Finding) -> dict[str, Variant]:
+    """A finding's dictionary of Preflight."""
+    values = {
+        "id": finding.id,
+        "machine": finding.machine,
+        "ok": finding.ok.value,
+        "summary": finding.summary,
+        "remedy": finding.remedy,
+    }
+    return {name: Variant("s", value) for name, value in values.items()}
 
 
 def device_name(device: Device) -> str:

@@ -14,6 +14,7 @@ from usbipsshd.bus.encode import (
     HUBS,
     attachment_number,
     attachment_path,
+    finding_entry,
     hub_number,
     hub_path,
     listed_device,
@@ -126,6 +127,7 @@ class Manager:
             (MANAGER, "AttachAll"): self._attach_all,
             (MANAGER, "Detach"): self._detach,
             (MANAGER, "Unbind"): self._unbind,
+            (MANAGER, "Preflight"): self._preflight,
             (MANAGER, "AddRemote"): self._add_remote,
             (MANAGER, "RemoveRemote"): self._remove_remote,
             (MANAGER, "TrustHostKey"): self._trust_host_key,
@@ -215,6 +217,12 @@ class Manager:
         remote, pattern = _text(call.args[0]), _text(call.args[1])
         options(call.args[2], _NOTHING)
         return (await self._service.unbind(self._asks(call), remote, pattern),)
+
+    async def _preflight(self, call: Call) -> Sequence[object]:
+        remote = _text(call.args[0])
+        options(call.args[1], _NOTHING)
+        found = await self._service.preflight(self._asks(call), remote)
+        return ([finding_entry(one) for one in found],)
 
     async def _add_remote(self, call: Call) -> Sequence[object]:
         name = _text(call.args[0])

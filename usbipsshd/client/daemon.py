@@ -351,6 +351,16 @@ class Client:
         )  # fmt: skip
         return [str(busid) for busid in answer[0]] if isinstance(answer[0], list) else []
 
+    async def preflight(self, remote: str, *, interactive: bool = False) -> list[dict[str, str]]:
+        """Preflight; the findings with the contract's keys. The remote "" is this machine alone."""
+        answer = await self._ask("Preflight", "sa{sv}", [remote, {}], interactive=interactive)
+        found = answer[0] if isinstance(answer[0], list) else []
+        return [
+            {name: str(each.value) for name, each in one.items() if isinstance(each, Variant)}
+            for one in found
+            if isinstance(one, dict)
+        ]
+
     async def add_remote(
         self,
         name: str,

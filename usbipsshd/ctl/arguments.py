@@ -76,6 +76,10 @@ def parser() -> argparse.ArgumentParser:
     one = verbs.add_parser("monitor", help="what happens, a line each, until Ctrl-C")
     one.add_argument("--json", action="store_true", help="as JSON, an object a line")
 
+    one = verbs.add_parser("doctor", help="what would stop it from working, and the remedy")
+    one.add_argument("remote", nargs="?", default="", metavar="REMOTE", help="else this machine")
+    one.add_argument("--json", action="store_true", help="as JSON")
+
     # What usbipssh@.service runs.
     one = verbs.add_parser("unit")
     one.add_argument("instance", metavar="INSTANCE")

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from usbipsshd.client.snapshot import NOTHING, Attachment, Hub, Remote, Snapshot
 
@@ -27,6 +27,17 @@ def remotes(found: Sequence[Remote]) -> list[str]:
     """The listed remotes, and what is wrong with them."""
     rows = [(r.name, r.state, r.label or "-", _error(r.last_error)) for r in found]
     return table(("REMOTE", "STATE", "LABEL", "LAST ERROR"), rows)
+
+
+def findings(found: Sequence[Mapping[str, str]]) -> list[str]:
+    """What the doctor found, the remedy below what needs one."""
+    marks = {"ok": "ok     ", "warning": "warning"}
+    lines = []
+    for one in found:
+        lines.append(f"{marks.get(one.get('ok', ''), 'PROBLEM')}  {one.get('summary', '')}")
+        if one.get("remedy"):
+            lines.append(f"         {one['remedy']}")
+    return lines
 
 
 def status(snapshot: Snapshot, clock: Clock) -> list[str]:

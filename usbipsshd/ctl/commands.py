@@ -249,6 +249,17 @@ class Commands:
             return json.dumps({name: value for name, value in asdict(event).items() if value})
         return f"{time.strftime('%H:%M:%S')} {event.text}"
 
+    async def _doctor(self) -> Exit:
+        remote = "" if self._words.remote == HERE else self._words.remote
+        async with self._terminal.progress(f"Looking at {remote or 'this machine'}"):
+            found = await self._client.preflight(remote, interactive=self._terminal.asks)
+        if self._words.json:
+            self._terminal.say(json.dumps(found, indent=2))
+        else:
+            self._terminal.say(*columns.findings(found))
+        bad = any(one.get("ok") not in ("ok", "warning") for one in found)
+        return Exit.FAILED if bad else Exit.OK
+
     async def _key(self) -> Exit:
         await self._client.start()
         self._terminal.say(self._client.snapshot.manager.public_key)

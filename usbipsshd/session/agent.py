@@ -311,6 +311,13 @@ class Agent:
         """Every device there, in tree order, without descriptors."""
         return (await self._ask("list", READ_LIMIT)).devices()
 
+    async def facts(self) -> tuple[str, int]:
+        """Whether usbip-host is loaded, there or missing, and how many names it has taken."""
+        reply = await self._ask("facts", READ_LIMIT)
+        if not reply.module:
+            raise Failure(Code.REMOTE_UNSUPPORTED)
+        return reply.module, reply.names
+
     def watch(self, changed: Callable[[], None]) -> None:
         """From now on call ``changed`` whenever something is plugged in or out there. Once only."""
         if self._watching is None and not self.ended.done():

@@ -29,6 +29,8 @@
 #                                          send TOKEN and a newline, give the socket to usbip-host
 #   TAG release BUSID REBIND               end the connection; give the device back
 #   TAG unbind BUSID                       the same whoever had exported it
+#   TAG facts                              m loaded|there|missing   usbip-host; loads nothing
+#                                          s COUNT              bus ids in match_busid
 #   TAG watch                              changed              each time a USB device or interface
 #                                                               came or went, until the end
 #   ping                                   no tag; answers "pong": both are still there
@@ -834,6 +836,27 @@ remount() {
     undone=
 }
 
+# facts: what there is to export with.
+facts() {
+    out=
+    count=0
+    if [ -d "$host" ]; then
+        add "m loaded"
+        if get "$host/match_busid"; then
+            # shellcheck disable=SC2086
+            set -- $value
+            count=$#
+        fi
+    elif bounded 10 modprobe -n -q usbip-host; then
+        add "m there"
+    else
+        add "m missing"
+    fi
+    add "s $count"
+    say "$out"
+    ok
+}
+
 # --- exporting ------------------------------------------------------------------------------
 
 # listed BUSID: whether usbip-host has its name.
@@ -1631,6 +1654,7 @@ request() {
     shift
     case $#:${1-} in
         1:list) start list ;;
+        1:facts) start facts ;;
         1:watch) start_watch ;;
         2:describe) busid "$2" && start describe "$2" ;;
         7:bind)

@@ -39,6 +39,7 @@ MAX_DESCRIPTORS = 24 * 1024
 """Bytes of descriptors; as hex they must fit into a control packet beside the rest."""
 MAX_BUSES = 4096
 
+MODULE_STATES = frozenset({"loaded", "there", "missing"})
 CONNECTORS = ("perl", "python3", "socat", "ncat", "bash", "busybox")
 
 _HELLO = re.compile(r"hello 1 ([0-9]{1,10}) (\S{1,128}) (\S{1,64}) (\S{1,64})", re.ASCII)
@@ -119,6 +120,8 @@ class Reply:
         self.done = False
         self.error: tuple[Code, str] | None = None
         self.folder = ""
+        self.module = ""
+        self.names = 0
         self._size = 0
         self._lines = 0
         self._buses: dict[str, str] = {}
@@ -146,8 +149,8 @@ class Reply:
                 self._add_bus(rest)
             case "x":
                 self._add_descriptors(rest)
-            case "dir":
-                self._set_folder(rest)
+            case "dir" | "m" | "s":
+                self._set(kind, rest)
             case "ok" if not rest:
                 self.done = True
             case "fail":
@@ -155,6 +158,16 @@ class Reply:
                 self.done = True
             case _:
                 raise BadReply("an unknown kind of line")
+
+    def _set(self, kind: str, rest: str) -> None:
+        if kind == "dir":
+            self._set_folder(rest)
+        elif kind == "m" and rest in MODULE_STATES:
+            self.module = rest
+        elif kind == "s" and re.fullmatch(r"[0-9]{1,3}", rest, re.ASCII):
+            self.names = int(rest)
+        else:
+            raise BadReply("a fact is malformed")
 
     def _set_folder(self, rest: str) -> None:
         if not _FOLDER.fullmatch(rest) or ".." in rest:

@@ -76,6 +76,7 @@ class Session:
             "open": self._open,
             "host-key": self._host_key,
             "list": self._list,
+            "facts": self._facts,
             "export": self._export,
             "exports": self._list_exports,
             "release": self._release,
@@ -278,6 +279,18 @@ class Session:
         for device in devices:
             await self._send_row(id_, device)
         return {}
+
+    async def _facts(self, _id: int, _packet: Packet, _fds: Descriptors) -> Packet:
+        agent = self._ready().agent
+        module, names = await agent.facts()
+        return {
+            "uid": agent.hello.uid,
+            "kernel": agent.hello.kernel,
+            "os": agent.hello.os,
+            "connectors": len(agent.hello.connectors),
+            "module": module,
+            "names": names,
+        }
 
     async def _send_row(self, id_: int, device: Device) -> None:
         try:

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the doctor makes of facts, and which facts it takes from a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from usbipsshd.messages import BadPacket, Json
+from usbipsshd.preflight import Facts, LocalChecks, Verdict, facts_from_json, there
+from usbipsshd.session.replies import BadReply, Reply
+from usbipsshd.vhci import Vhci
+
+SOUND = Facts(0, (6, 1), "debian", 2, "there", 3)
+PACKET: dict[str, Json] = {
+    "uid": 0, "kernel": "6.1.0-13-amd64", "os": "debian", "connectors": 2, "module": "there",
+    "names": 3,
+}  # fmt: skip
+
+
+def verdicts(facts: Facts) -> dict[str, Verdict]:
+    return {one.id: one.ok for one in there("pi", facts)}
+
+
+def test_a_sound_machine() -> None:
+    found = list(there("pi", SOUND))
+    assert {one.ok for one in found} == {Verdict.OK}
+    assert {one.machine for one in found} == {"there"}
+    assert not any(one.remedy for one in found)
+    assert "13 more" in found[-1].summary
+
+
+@pytest.mark.parametrize(
+    ("changes", "id_", "verdict", "says"),
+    [
+        ({"uid": 1000}, "root", Verdict.PROBLEM, "sudo"),
+        ({"module": "missing", "system": "ubuntu"}, "module", Verdict.PROBLEM, "linux-modules-ex"),
+        ({"module": "missing", "system": ""}, "module", Verdict.PROBLEM, "further modules"),
+        ({"kernel": (4, 19)}, "kernel", Verdict.WARNING, "5.1"),
+        ({"connectors": 0}, "connector", Verdict.PROBLEM, "Install"),
+        ({"names": 16}, "names", Verdict.WARNING, "restart"),
+    ],
+)
+def test_what_is_wrong_has_a_remedy(
+    changes: dict[str, Any], id_: str, verdict: Verdict, says: str
+) -> None:
+    values = {name: getattr(SOUND, name) for name in Facts.__slots__} | changes
+    facts = Facts(**values)
+    (bad,) = [one for one in there("pi", facts) if one.ok is not Verdict.OK]
+    assert (bad.id, bad.ok) == (id_, verdict)
+    assert says in bad.remedy
+
+
+def test_a_kernel_that_makes_no_sense_is_not_mentioned() -> None:
+    assert "kernel" not in verdicts(Facts(0, (0, 0), "", 1, "loaded", 0))
+
+
+def test_facts_from_a_session() -> None:
+    assert facts_from_json(PACKET) == SOUND
+    strange = facts_from_json({**PACKET, "os": "EvilOS", "kernel": "x\n6.1"})
+    assert (strange.system, strange.kernel) == ("", (0, 0))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"module": "ready"}, {"uid": -1}, {"names": "3"}, {"connectors": 9}, {"kernel": None}],
+)
+def test_facts_that_are_none(changes: dict[str, Json]) -> None:
+    with pytest.raises(BadPacket):
+        facts_from_json({**PACKET, **changes})
+
+
+def test_the_agents_lines() -> None:
+    reply = Reply()
+    for line in ("m loaded", "s 16", "ok"):
+        reply.add(line)
+    assert (reply.module, reply.names, reply.done) == ("loaded", 16, True)
+    for bad in ("m ready", "s many", "s 1000", "s -1", "m"):
+        with pytest.raises(BadReply):
+            Reply().add(bad)
+
+
+def local(tmp_path: Path, system: str = "ID=ubuntu\n", modules: str = "") -> LocalChecks:
+    (tmp_path / "os-release").write_text(system)
+    (tmp_path / "modules/6.1").mkdir(parents=True)
+    (tmp_path / "modules/6.1/modules.dep").write_text(modules)
+    return LocalChecks(Vhci(tmp_path / "sys"), "6.1", tmp_path / "modules", tmp_path / "os-release")
+
+
+def test_here_a_module_that_is_missing_names_its_package(tmp_path: Path) -> None:
+    (found,) = local(tmp_path).findings()
+    assert (found.id, found.machine, found.ok) == ("module", "here", Verdict.PROBLEM)
+    assert "linux-modules-extra-6.1" in found.remedy
+
+
+def test_here_a_relative_of_a_known_system(tmp_path: Path) -> None:
+    (found,) = local(tmp_path, 'ID=neon\nID_LIKE="ubuntu debian"\n').findings()
+    assert "linux-modules-extra-6.1" in found.remedy
+
+
+def test_here_a_module_that_can_be_loaded(tmp_path: Path) -> None:
+    dep = "kernel/drivers/usb/usbip/vhci-hcd.ko.xz: kernel/drivers/usb/usbip/usbip-core.ko.xz\n"
+    (found,) = local(tmp_path, modules=dep).findings()
+    assert found.ok is Verdict.OK

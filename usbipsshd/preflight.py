@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What would stop this from working, on either machine, and how to mend it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from usbipsshd.localusb import read_text
+from usbipsshd.messages import BadPacket, Json, get_int, get_str
+from usbipsshd.vhci import Vhci
+
+NAMES = 16
+"""How many bus ids usbip-host's match_busid holds (drivers/usb/usbip/stub_main.c, MAX_BUSID)."""
+SOUND_KERNEL = (5, 1)
+"""Before, usbip-host's rebind did more with a pointer that may be stale (see agent.sh)."""
+MODULE_STATES = frozenset({"loaded", "there", "missing"})
+
+_PACKAGES = {
+    **dict.fromkeys(("ubuntu", "linuxmint", "pop"), "linux-modules-extra-{release}"),
+    **dict.fromkeys(("fedora", "rhel", "centos", "rocky", "almalinux"), "kernel-modules-extra"),
+    **dict.fromkeys(("debian", "raspbian", "devuan"), "linux-image-{release}"),
+    **dict.fromkeys(("opensuse-leap", "opensuse-tumbleweed"), "kernel-default"),
+    **dict.fromkeys(("arch", "manjaro"), "linux"),
+}
+
+
+class Verdict(StrEnum):
+    """How a finding is."""
+
+    OK = "ok"
+    WARNING = "warning"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at; the fields are the contract's keys."""
+
+    id: str
+    machine: str
+    """here or there."""
+    ok: Verdict
+    summary: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a remote's agent says of its machine: nothing but numbers and words known here."""
+
+    uid: int
+    kernel: tuple[int, int]
+    """(0, 0) if it makes no sense."""
+    system: str
+    """Its ID in os-release, if it is one of those whose packages are known; else empty."""
+    connectors: int
+    module: str
+    """One of :data:`MODULE_STATES`: usbip-host."""
+    names: int
+    """Bus ids in match_busid."""
+
+
+def facts_from_json(packet: Mapping[str, Json]) -> Facts:
+    """The facts in a session's answer; raise :exc:`BadPacket`."""
+    module, system = get_str(packet, "module", 16), get_str(packet, "os", 64)
+    if module not in MODULE_STATES:
+        raise BadPacket("module: unknown")
+    return Facts(
+        uid=get_int(packet, "uid", (1 << 32) - 1),
+        kernel=_kernel(get_str(packet, "kernel", 128)),
+        system=system if system in _PACKAGES else "",
+        connectors=get_int(packet, "connectors", 8),
+        module=module,
+        names=get_int(packet, "names", 4096),
+    )
+
+
+def _kernel(release: str) -> tuple[int, int]:
+    match = re.match(r"([0-9]{1,3})\.([0-9]{1,4})(?![0-9])", release, re.ASCII)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def _package(system: str, release: str) -> str:
+    name = _PACKAGES.get(system)
+    if name is None:
+        return "the package that has the kernel's further modules"
+    return f"the package {name.format(release=release)}"
+
+
+class LocalChecks:
+    """Looks at this machine. Changes nothing, so no module is loaded."""
+
+    def __init__(self, vhci: Vhci, release: str, modules: Path, os_release: Path) -> None:
+        self._vhci = vhci
+        self._release = release
+        self._modules = modules
+        self._os_release = os_release
+
+    def findings(self) -> Iterator[Finding]:
+        """What was found here."""
+        if not self._vhci.available:
+            if self._has_module():
+                yield Finding(
+                    "module", "here", Verdict.OK, "vhci-hcd is there, and loaded when needed."
+                )
+            else:
+                yield Finding(
+                    "module",
+                    "here",
+                    Verdict.PROBLEM,
+                    "This machine's kernel has no module vhci-hcd.",
+                    f"Install {_package(self._system(), self._release)}.",
+                )
+            return
+        yield Finding("module", "here", Verdict.OK, "vhci-hcd is loaded.")
+        free = self._vhci.free()
+        for kind, what in (("hs", "USB 2"), ("ss", "USB 3")):
+            left = free.get(kind, 0)
+            summary = f"{left} virtual {what} ports are free."
+            if left:
+                yield Finding(f"ports-{kind}", "here", Verdict.OK, summary)
+            else:
+                yield Finding(
+                    f"ports-{kind}", "here", Verdict.WARNING, summary, "Detach something first."
+                )
+
+    def _has_module(self) -> bool:
+        folder = self._modules / self._release
+        for name in ("modules.dep", "modules.builtin"):
+            if re.search(r"/vhci-hcd\.ko", read_text(folder / name)):
+                return True
+        return False
+
+    def _system(self) -> str:
+        known = dict(
+            re.findall(r'^(ID|ID_LIKE)="?([^"\n]*)"?$', read_text(self._os_release), re.MULTILINE)
+        )
+        for word in f"{known.get('ID', '')} {known.get('ID_LIKE', '')}".split():
+            if word in _PACKAGES:
+                return word
+        return ""
+
+
+def there(remote: str, facts: Facts) -> Iterator[Finding]:
+    """What the facts mean."""
+
+    def finding(id_: str, bad: Verdict | None, summary: str, remedy: str = "") -> Finding:
+        return Finding(id_, "there", bad or Verdict.OK, summary, remedy)
+
+    if facts.uid == 0:
+        yield finding("root", None, f"The login on {remote} is root there.")
+    else:
+        yield finding(
+            "root",
+            Verdict.PROBLEM,
+            f"The login on {remote} is not root there.",
+            "Log in as root, or list the remote with sudo and allow sudo without a password.",
+        )
+    if facts.module == "missing":
+        yield finding(
+            "module",
+            Verdict.PROBLEM,
+            f"{remote} has no kernel module usbip-host.",
+            f"Install {_package(facts.system, '$(uname -r)')} there.",
+        )
+    elif facts.module == "loaded":
+        yield finding("module", None, f"usbip-host is loaded on {remote}.")
+    else:
+        yield finding("module", None, f"{remote} has usbip-host; it is loaded when needed.")
+    if facts.kernel != (0, 0):
+        running = "{} runs Linux {}.{}".format(remote, *facts.kernel)
+        if facts.kernel < SOUND_KERNEL:
+            yield finding(
+                "kernel",
+                Verdict.WARNING,
+                f"{running}, whose usbip-host can halt it when a device is unplugged.",
+                "Use Linux {}.{} or newer there.".format(*SOUND_KERNEL),
+            )
+        else:
+            yield finding("kernel", None, f"{running}.")
+    if facts.connectors:
+        yield finding("connector", None, f"{remote} has a program that can connect a socket.")
+    else:
+        yield finding(
+            "connector",
+            Verdict.PROBLEM,
+            f"{remote} has neither perl nor python3 nor bash.",
+            "Install one of them there.",
+        )
+    left = NAMES - min(NAMES, facts.names)
+    summary = f"usbip-host on {remote} can take {left} more devices."
+    if left:
+        yield finding("names", None, summary)
+    else:
+        yield finding(
+            "names",
+            Verdict.WARNING,
+            summary,
+            "Detach something; a restart there frees stale names.",
+        )
