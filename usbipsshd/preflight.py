@@ -188,8 +188,8 @@ def there(remote: str, facts: Facts) -> Iterator[Finding]:
         yield finding(
             "connector",
             Verdict.PROBLEM,
-            f"{remote} has neither perl nor python3 nor bash.",
-            "Install one of them there.",
+            f"{remote} has no program that can connect a socket.",
+            "Install perl, python3 or socat there.",
         )
     left = NAMES - min(NAMES, facts.names)
     summary = f"usbip-host on {remote} can take {left} more devices."
