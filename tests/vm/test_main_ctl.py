@@ -71,6 +71,13 @@ def test_what_is_refused_has_its_exit_status(desk: Desk) -> None:
     assert ctl(desk, "list", "nowhere:0").code == 2
 
 
+def test_the_doctor_finds_two_sound_machines(desk: Desk) -> None:
+    lines = out(desk, "doctor", "pi").splitlines()
+    assert all(line.startswith("ok ") for line in lines), lines
+    for text in ("vhci-hcd", "pi lets this machine in", "root there", "usbip-host", "Linux 6."):
+        assert any(text in line for line in lines), (text, lines)
+
+
 def test_wait_lets_go_when_it_is_killed(desk: Desk) -> None:
     desk.shell(
         "runuser -u alice -- usbipsshctl attach --wait pi 46f4 >/run/waits 2>&1 </dev/null &\n"
