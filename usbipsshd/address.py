@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from usbipsshd.errors import Code, UsbipError
 
@@ -28,6 +28,9 @@ class Address:
     user: str
     host: str
     port: int
+    user_given: bool = field(default=True, compare=False)
+    port_given: bool = field(default=True, compare=False)
+    """Whether they were written down, so that no configuration may say otherwise."""
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -68,7 +71,9 @@ def parse_address(text: str) -> Address:
             raise _bad_address()
     if not _USER.fullmatch(user) or not 0 < port < 65536:
         raise _bad_address()
-    return Address(user, host, port)
+    return Address(
+        user, host, port, user_given=match["user"] is not None, port_given=match["port"] is not None
+    )
 
 
 def _bad_address() -> UsbipError:

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -19,13 +17,12 @@ from usbipsshd.launcher import Launcher
 from usbipsshd.messages import Packet, error_from_json, get_busid, get_object
 from usbipsshd.remotes import Remote
 from usbipsshd.seqpacket import SeqPacket
-from usbipsshd.signer import Key, Signer
+from usbipsshd.way import Way, Ways
 
 log = logging.getLogger(__name__)
 
 OPEN_SECONDS = 22.0
 """For starting the session, connecting and logging in; the session gives up sooner by itself."""
-HOST_KEY_SECONDS = 20.0
 CLOSE_SECONDS = 25.0
 IDLE_SECONDS = 60.0
 
@@ -67,18 +64,6 @@ class LinkHooks:
     """The session's control socket is of no use any more."""
 
 
-def known_hosts_file(text: bytes) -> int:
-    """A descriptor of an anonymous read-only file with ``text`` in it."""
-    fd = os.memfd_create("known_hosts", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.write(fd, text)
-        os.lseek(fd, 0, os.SEEK_SET)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
 class Link:
     """The way to one remote. Its connection is a task in ``group``."""
 
@@ -88,8 +73,7 @@ class Link:
         *,
         group: asyncio.TaskGroup,
         launcher: Launcher,
-        key: Key,
-        known_hosts: Callable[[Remote], bytes],
+        ways: Ways,
         hooks: LinkHooks,
         idle_seconds: float = IDLE_SECONDS,
     ) -> None:
@@ -97,8 +81,7 @@ class Link:
         self.status = LinkStatus()
         self._group = group
         self._launcher = launcher
-        self._key = key
-        self._known_hosts = known_hosts
+        self._ways = ways
         self._hooks = hooks
         self._idle_seconds = idle_seconds
         self._users = 0
@@ -232,9 +215,10 @@ class Link:
         state = LinkState.IDLE
         self._set(LinkState.CONNECTING)
         try:
+            way = None if running is not None else await self._ways.to(self.remote)
             async with launched as channel:
                 session = running or Session(channel, self.remote.name, self._on_event)
-                error = await self._converse(session, channel, ready, connected=running is not None)
+                error = await self._converse(session, channel, ready, way)
             if error.code is not Code.CANCELLED:
                 state = LinkState.UNREACHABLE
         except UsbipError as failure:
@@ -259,21 +243,16 @@ class Link:
         session: Session,
         channel: SeqPacket,
         ready: asyncio.Future[Session],
-        *,
-        connected: bool,
+        way: Way | None,
     ) -> UsbipError:
-        """Open the connection and stay until it ends; return why it did, Cancelled for idleness."""
-        agent_ours, agent_theirs = socket.socketpair()
-        signer = Signer(self._key, self.remote.name)
+        """Open the connection by ``way``, unless it is there, and stay until it ends; return why
+        it did, Cancelled for idleness.
+        """
         async with asyncio.TaskGroup() as group:
             reading = group.create_task(session.run())
-            signing = group.create_task(signer.serve(agent_ours))
             try:
-                try:
-                    if not connected:
-                        await self._open(session, agent_theirs)
-                finally:
-                    agent_theirs.close()
+                if way is not None:
+                    await self._open(session, way)
                 self._hooks.opened(channel.fileno())
                 ready.set_result(session)
                 self._set(LinkState.CONNECTED)
@@ -286,25 +265,14 @@ class Link:
             except SessionFailure as failure:
                 return self._explain(failure)
             finally:
-                signing.cancel()
                 session.close()
         return UsbipError(Code.CANCELLED, "Cancelled.")
 
-    async def _open(self, session: Session, agent: socket.socket) -> None:
-        known = known_hosts_file(self._known_hosts(self.remote))
-        address = self.remote.address
-        try:
+    async def _open(self, session: Session, way: Way) -> None:
+        async with way.offered() as fds:
             await session.request(
-                "open",
-                seconds=OPEN_SECONDS,
-                fds=(agent.fileno(), known),
-                host=address.host,
-                port=address.port,
-                user=address.user,
-                sudo=self.remote.sudo,
+                "open", seconds=OPEN_SECONDS, fds=fds, **way.fields, sudo=self.remote.sudo
             )
-        finally:
-            os.close(known)
 
     def _explain(self, failure: SessionFailure) -> UsbipError:
         unresolved = (failure.code, failure.detail) == (Code.CONNECTION_FAILED, "no such host")
@@ -353,33 +321,3 @@ async def closing(channel: SeqPacket) -> AsyncIterator[SeqPacket]:
         yield channel
     finally:
         channel.close()
-
-
-async def fetch_host_key(launcher: Launcher, remote: Remote, wanted: str) -> str:
-    """The host key that the remote presents now, as ``type base64``; one whose SHA256
-    fingerprint is ``wanted`` if it has one. Raises :exc:`UsbipError`.
-    """
-    address = remote.address
-    async with launcher.session() as channel, asyncio.TaskGroup() as group:
-        session = Session(channel, remote.name, lambda _: None)
-        group.create_task(session.run())
-        try:
-            reply = await session.request(
-                "host-key",
-                seconds=HOST_KEY_SECONDS,
-                host=address.host,
-                port=address.port,
-                fingerprint=wanted,
-            )
-            key = reply.ok.get("key")
-        except SessionFailure as failure:
-            raise_later: UsbipError | None = explain(remote.name, failure.code, failure.detail)
-        else:
-            raise_later = None
-        finally:
-            session.close()
-    if raise_later is not None:
-        raise raise_later
-    if not isinstance(key, str):
-        raise explain(remote.name, Code.FAILED)
-    return key

@@ -10,8 +10,8 @@ from typing import Protocol
 from usbipsshd.errors import Code, UsbipError
 from usbipsshd.launcher import Launcher
 from usbipsshd.link import IDLE_SECONDS, Link, LinkHooks
-from usbipsshd.remotes import Remote, RemoteStore
-from usbipsshd.signer import Key
+from usbipsshd.remotes import Remote
+from usbipsshd.way import Ways
 
 MAX_LINKS = 320
 
@@ -55,15 +55,13 @@ class Links:
         *,
         group: asyncio.TaskGroup,
         launcher: Launcher,
-        key: Key,
-        store: RemoteStore,
+        ways: Ways,
         keeper: SessionKeeper,
         idle_seconds: float = IDLE_SECONDS,
     ) -> None:
         self._group = group
         self._launcher = launcher
-        self._key = key
-        self._store = store
+        self.ways = ways
         self.keeper = keeper
         self._idle_seconds = idle_seconds
         self._links: dict[str, Link] = {}
@@ -104,8 +102,7 @@ class Links:
             remote,
             group=self._group,
             launcher=self._launcher,
-            key=self._key,
-            known_hosts=self._store.known_hosts,
+            ways=self.ways,
             hooks=hooks,
             idle_seconds=self._idle_seconds,
         )

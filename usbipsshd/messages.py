@@ -12,9 +12,9 @@ with ``event`` and no id come from the session unasked.
 ======== ======================================================== =====================
 op       fields                                                   ``ok`` holds
 ======== ======================================================== =====================
-open     host, port, user, sudo; fds: a connected ssh-agent
-         socket, a file in known_hosts format                     {}
-host-key host, port, fingerprint ("" or the wanted one)           {"key": "type base64"}
+open     host, port, user, alias, jumps, proxy, sudo               {}
+host-key host, port, user, alias, jumps, proxy, fingerprint       {"key": "type base64"}
+         ("" or the wanted one)
 list     busid ("" for all), descriptors                          {} after rows {"device": …}
 export   busid, vendor_id, product_id, devid, unmount, rebind:    {}; fd: a connected stream
          what becomes of it when the connection ends by itself    socket
@@ -25,6 +25,12 @@ exports                                                           {"busids": [..
 cancel   request (an id)                                          {}
 close                                                             {}; then the session ends
 ======== ======================================================== =====================
+
+``open`` and ``host-key`` come with descriptors: a connected ssh-agent socket, a file in known_hosts
+format, and one more agent socket for each of ``jumps``. Those are jump hosts, in order, as objects
+with host, port, user and alias; ``alias`` is the name that a host's key is known by, or empty;
+``proxy`` is a command for a shell whose standard input and output lead to the first host, or empty
+for TCP.
 
 Events: ``{"event": "closed", "error": …}``: the connection is gone, the session ends;
 ``{"event": "released", "busid": …, "error": …}``: an export ended by itself and
@@ -59,7 +65,9 @@ Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | Non
 Packet: TypeAlias = dict[str, Json]
 
 MAX_PACKET = 65536
-MAX_FDS = 2
+MAX_FDS = 8
+MAX_JUMPS = 5
+"""Jump hosts on the way to a remote."""
 MAX_DETAIL = 200
 MAX_DEVICES = 1024
 """Devices in one listing; USB itself allows 127 on a bus."""

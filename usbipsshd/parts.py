@@ -25,12 +25,14 @@ from usbipsshd.remotes import RemoteStore
 from usbipsshd.service import Service
 from usbipsshd.settings import Settings
 from usbipsshd.signer import Key
+from usbipsshd.sshconfig import SshConfig
 from usbipsshd.status import Status
 from usbipsshd.takenports import TakenPorts
 from usbipsshd.takeover import TakeOver
 from usbipsshd.udev import Events
 from usbipsshd.usbids import UsbIds
 from usbipsshd.vhci import Vhci
+from usbipsshd.way import OwnKeys, Ways
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +66,9 @@ class Parts:
         self._links = Links(
             group=group,
             launcher=settings.launcher,
-            key=key,
-            store=self._store,
+            ways=Ways(
+                SshConfig(paths.config / "ssh_config"), OwnKeys(key), self._store.known_hosts
+            ),
             keeper=settings.notifier,
         )
         self.attachments = Attachments(

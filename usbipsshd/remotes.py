@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tomli_w
@@ -18,6 +18,7 @@ import tomli_w
 from usbipsshd.address import Address, is_name, parse_address
 from usbipsshd.errors import Code, UsbipError
 from usbipsshd.remotefile import BadFile, read_remote_file
+from usbipsshd.sshconfig import Route
 from usbipsshd.text import clean
 
 log = logging.getLogger(__name__)
@@ -151,7 +152,8 @@ class RemoteStore:
         """The remote a caller means; raise :exc:`UsbipError` (InvalidArgs)."""
         if text in self._remotes:
             return self._remotes[text]
-        address = parse_address(text)
+        # For one that is not listed the contract names the user; a port may be configured.
+        address = replace(parse_address(text), user_given=True)
         bare = is_name(text) and "." not in text
         return Remote(str(address), address, listed=False, bare=bare)
 
@@ -176,10 +178,11 @@ class RemoteStore:
             raise UsbipError(
                 Code.INVALID_ARGS, "A label has at most 128 characters and no control characters."
             )
-        address = parse_address(str(options.get("address", name)))
+        text = str(options.get("address", name))
+        address = parse_address(text)
         path = self._state / f"{name}.toml"
         remote = Remote(name, address, sudo=bool(options.get("sudo")), label=label, source=path)
-        values = {"address": str(address), "sudo": remote.sudo, "label": label}
+        values = {"address": text, "sudo": remote.sudo, "label": label}
         self._write(path, tomli_w.dumps(values))
         # A key pinned for an earlier remote of this name says nothing about this one.
         (self._pins / name).unlink(missing_ok=True)
@@ -212,13 +215,21 @@ class RemoteStore:
         fingerprint(key_line)
         self._write(self._pins / name, key_line + "\n")
 
-    def known_hosts(self, remote: Remote) -> bytes:
+    def known_hosts(self, remote: Remote, route: Route) -> bytes:
         """What is known of host keys, in known_hosts format: pinned ones, then root's files.
 
-        Lines of root's files that speak of other hosts are passed on too: they may be hashed.
+        Keys that are pinned for a listed remote hold for it as a jump host, too. Lines of root's
+        files that speak of other hosts are passed on: they may be hashed.
         """
         lines = [
-            f"{remote.address.known_hosts_name} {key}\n"
+            f"{hop.known_hosts_name} {key}\n"
+            for hop in route.hops[:-1]
+            for other in self._remotes.values()
+            if (other.address.host, other.address.port) == (hop.host, hop.port)
+            and (key := self._pinned(other.name))
+        ]
+        lines += [
+            f"{route.last.known_hosts_name} {key}\n"
             for other in self._remotes.values()
             if (other.address.host, other.address.port)
             == (remote.address.host, remote.address.port)

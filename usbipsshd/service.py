@@ -20,10 +20,11 @@ from usbipsshd.chooser import Chooser, changed, summary_of
 from usbipsshd.device import Device, is_busid
 from usbipsshd.errors import Code, UsbipError
 from usbipsshd.exporter import LocalExporter
+from usbipsshd.hostkey import fetch_host_key
 from usbipsshd.hub import Hub
 from usbipsshd.hubs import Hubs
 from usbipsshd.launcher import Launcher
-from usbipsshd.link import Link, fetch_host_key
+from usbipsshd.link import Link
 from usbipsshd.links import Links
 from usbipsshd.localusb import LocalUsb
 from usbipsshd.pattern import Pattern
@@ -405,7 +406,7 @@ class Service:
         check_fingerprint(wanted)
         remote = self.store.listed(name)
         await asking.require([Action.MANAGE_REMOTES], {"remote": name})
-        key = await fetch_host_key(self._launcher, remote, wanted)
+        key = await fetch_host_key(self._launcher, self.links.ways, remote, wanted)
         try:
             offered = fingerprint(key)
         except ValueError:

@@ -13,8 +13,9 @@ import logging
 import os
 import socket
 import struct
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -39,24 +40,34 @@ class BadMessage(ValueError):
     """Not a message of the ssh-agent protocol, or nothing that we sign."""
 
 
-def _string(data: bytes) -> bytes:
+def string(data: bytes) -> bytes:
+    """``data`` with its length before it (RFC 4251, section 5)."""
     return struct.pack(">I", len(data)) + data
 
 
-class _Reader:
+class Reader:
+    """Takes ssh's wire format apart (RFC 4251, section 5); raises :exc:`BadMessage`."""
+
     def __init__(self, data: bytes) -> None:
         self._data = data
 
+    def rest(self) -> bytes:
+        """What was not taken yet."""
+        return self._data
+
     def take(self, count: int) -> bytes:
+        """The next ``count`` bytes."""
         if count > len(self._data):
             raise BadMessage("cut short")
         head, self._data = self._data[:count], self._data[count:]
         return head
 
     def string(self) -> bytes:
+        """The next string."""
         return self.take(struct.unpack(">I", self.take(4))[0])
 
     def end(self) -> None:
+        """Nothing may be left."""
         if self._data:
             raise BadMessage("too long")
 
@@ -65,7 +76,7 @@ def check_login(data: bytes, blob: bytes) -> str:
     """The user that a signature over ``data`` would log in; raise :exc:`BadMessage` for
     anything but a login with key ``blob`` (RFC 4252, section 7).
     """
-    reader = _Reader(data)
+    reader = Reader(data)
     if not 16 <= len(reader.string()) <= 64:
         raise BadMessage("no session identifier")
     if reader.take(1)[0] != _USERAUTH_REQUEST:
@@ -77,10 +88,33 @@ def check_login(data: bytes, blob: bytes) -> str:
         b"\x01",
     ):
         raise BadMessage("not a login by public key")
-    if reader.string() != KEY_TYPE or reader.string() != blob:
+    if reader.string() not in _algorithms(blob) or reader.string() != blob:
         raise BadMessage("another key")
     reader.end()
     return user.decode("utf-8", "replace")
+
+
+def _algorithms(blob: bytes) -> tuple[bytes, ...]:
+    """How a login may be signed with a key or a certificate (RFC 8332, section 3)."""
+    kind = Reader(blob).string()
+    end = b"-cert-v01@openssh.com"
+    if kind.removesuffix(end) == b"ssh-rsa":
+        tail = end if kind.endswith(end) else b""
+        return b"rsa-sha2-256" + tail, b"rsa-sha2-512" + tail
+    return (kind,)
+
+
+class SigningKey(Protocol):
+    """A private key of which only signatures are to be had."""
+
+    @property
+    def blobs(self) -> Sequence[bytes]:
+        """Its certificates and its public key, as they are sent, in the order to try them."""
+
+    comment: str
+
+    def sign(self, data: bytes, flags: int) -> bytes:
+        """A signature as it is sent; raise :exc:`BadMessage` for flags that ask for a weak one."""
 
 
 class Key:
@@ -89,6 +123,7 @@ class Key:
     def __init__(self, folder: Path) -> None:
         self._private = folder / "id_ed25519"
         self._public = folder / "id_ed25519.pub"
+        self.comment = COMMENT
         self.line = ""
         """The public key as one line of OpenSSH's format, without a newline."""
 
@@ -110,9 +145,14 @@ class Key:
         """The public key as it is sent (RFC 8709, section 4)."""
         return base64.b64decode(self.line.split()[1])
 
-    def sign(self, data: bytes) -> bytes:
+    @property
+    def blobs(self) -> tuple[bytes]:
+        """See :class:`SigningKey`."""
+        return (self.blob,)
+
+    def sign(self, data: bytes, flags: int = 0) -> bytes:
         """A signature as it is sent (RFC 8709, section 6)."""
-        return _string(KEY_TYPE) + _string(self._open().sign(data))
+        return string(KEY_TYPE) + string(self._open().sign(data))
 
     def _make(self) -> None:
         from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
@@ -162,8 +202,8 @@ class Key:
 class Signer:
     """Answers one session's requests for signatures on a connected socket."""
 
-    def __init__(self, key: Key, remote: str) -> None:
-        self._key = key
+    def __init__(self, keys: Sequence[SigningKey], remote: str) -> None:
+        self._keys = keys
         self._remote = remote
         self._left = MAX_SIGNATURES
 
@@ -175,33 +215,41 @@ class Signer:
                 size = struct.unpack(">I", await reader.readexactly(4))[0]
                 if not 1 <= size <= MAX_MESSAGE:
                     break
-                writer.write(_string(self.answer(await reader.readexactly(size))))
+                writer.write(string(await self.reply(await reader.readexactly(size))))
                 await writer.drain()
         except (asyncio.IncompleteReadError, OSError):
             pass
         finally:
             writer.close()
 
+    async def reply(self, message: bytes) -> bytes:
+        """The answer to one message, which may take a while to find."""
+        return self.answer(message)
+
     def answer(self, message: bytes) -> bytes:
         """The answer to one message: what we don't do is answered with FAILURE."""
-        kind, rest = message[0], _Reader(message[1:])
+        kind, rest = message[0], Reader(message[1:])
         try:
             if kind == REQUEST_IDENTITIES:
-                blob = self._key.blob
-                return (
-                    bytes([IDENTITIES_ANSWER])
-                    + struct.pack(">I", 1)
-                    + _string(blob)
-                    + _string(COMMENT.encode())
-                )
+                offered = [
+                    string(blob) + string(key.comment.encode())
+                    for key in self._keys
+                    for blob in key.blobs
+                ]
+                count = struct.pack(">I", len(offered))
+                return bytes([IDENTITIES_ANSWER]) + count + b"".join(offered)
             if kind == SIGN_REQUEST:
                 blob, data = rest.string(), rest.string()
-                check_login(data, self._key.blob)
-                if blob == self._key.blob and self._left > 0:
+                flags = struct.unpack(">I", rest.take(4))[0] if rest.rest() else 0
+                check_login(data, blob)
+                key = next((k for k in self._keys if blob in k.blobs), None)
+                if key is None:
+                    raise BadMessage("another key")
+                if self._left > 0:
                     self._left -= 1
-                    return bytes([SIGN_RESPONSE]) + _string(self._key.sign(data))
+                    return bytes([SIGN_RESPONSE]) + string(key.sign(data, flags))
         except (BadMessage, struct.error) as error:
             log.warning("%s: refused a signature: %s", self._remote, error)
         except Exception as error:
-            log.error("%s: cannot use the daemon's key: %s", self._remote, error)  # noqa: TRY400
+            log.error("%s: cannot use a key: %s", self._remote, error)  # noqa: TRY400
         return bytes([FAILURE])

@@ -19,11 +19,14 @@ import usbipsshd.link
 from usbipsshd.address import Address
 from usbipsshd.control import Session
 from usbipsshd.errors import Code, UsbipError
-from usbipsshd.link import Link, LinkHooks, LinkState, fetch_host_key
+from usbipsshd.hostkey import fetch_host_key
+from usbipsshd.link import Link, LinkHooks, LinkState
 from usbipsshd.messages import Packet
 from usbipsshd.remotes import Remote
 from usbipsshd.seqpacket import SeqPacket
 from usbipsshd.signer import Key
+from usbipsshd.sshconfig import SshConfig
+from usbipsshd.way import OwnKeys, Ways
 
 REMOTE = Remote("pi", Address("usb", "pi.lan", 2200), sudo=True)
 PRINT = "SHA256:" + "A" * 43
@@ -110,6 +113,12 @@ class Heard:
         """True for each control socket that is to be kept, False when it is of no use any more."""
 
 
+def ways(key: Key) -> Ways:
+    """Nothing is configured, and one host key is known."""
+    config = SshConfig(Path("/nonexistent/ssh_config"))
+    return Ways(config, OwnKeys(key), lambda remote, _: f"{remote.name} key\n".encode())
+
+
 class World:
     """A link, and everything around it."""
 
@@ -120,8 +129,7 @@ class World:
             REMOTE,
             group=group,
             launcher=self.sessions,
-            key=key,
-            known_hosts=lambda r: f"{r.name} key\n".encode(),
+            ways=ways(key),
             hooks=LinkHooks(
                 changed=lambda: self.heard.states.append(self.link.status.state),
                 devices_changed=self._plugged,
@@ -405,16 +413,16 @@ def test_no_descriptor_is_left(key: Key) -> None:
     with_link(key, test)
 
 
-def test_fetching_a_host_key() -> None:
+def test_fetching_a_host_key(key: Key) -> None:
     async def main() -> None:
         sessions = Sessions()
-        assert await fetch_host_key(sessions, REMOTE, "") == "ssh-ed25519 AAAA"
+        assert await fetch_host_key(sessions, ways(key), REMOTE, "") == "ssh-ed25519 AAAA"
         sessions.key = 5
         with refused(Code.FAILED):
-            await fetch_host_key(sessions, REMOTE, "")
+            await fetch_host_key(sessions, ways(key), REMOTE, "")
         sessions.open_error = {"code": "ConnectionFailed", "detail": "connection refused"}
         with refused(Code.CONNECTION_FAILED, "refused"):
-            await fetch_host_key(sessions, REMOTE, PRINT)
+            await fetch_host_key(sessions, ways(key), REMOTE, PRINT)
         assert sessions.started == sessions.ended == 3
 
     run(main())

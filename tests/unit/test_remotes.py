@@ -17,10 +17,12 @@ from usbipsshd.address import Address, parse_address
 from usbipsshd.errors import Code, UsbipError
 from usbipsshd.remotes import (
     MAX_REMOTES,
+    Remote,
     RemoteStore,
     check_fingerprint,
     fingerprint,
 )
+from usbipsshd.sshconfig import direct
 
 _BLOB = b"\x00\x00\x00\x0bssh-ed25519\x00\x00\x00\x20" + bytes(range(32))
 KEY = "ssh-ed25519 " + base64.b64encode(_BLOB).decode()
@@ -262,24 +264,29 @@ def test_roots_files_win_and_stay(etc: Etc) -> None:
     assert store.listed("pi").address.host == "new"
 
 
+def known(store: RemoteStore, remote: Remote) -> bytes:
+    """The host keys that hold for a remote without any configuration."""
+    return store.known_hosts(remote, direct(remote.address))
+
+
 def test_removing_forgets_the_key_too(etc: Etc) -> None:
     etc.store.add("pi", {})
     etc.store.pin("pi", KEY)
-    assert KEY.encode() in etc.store.known_hosts(etc.store.listed("pi"))
+    assert KEY.encode() in known(etc.store, etc.store.listed("pi"))
     etc.store.remove("pi")
     with refused(Code.UNKNOWN_REMOTE, "pi"):
         etc.store.listed("pi")
     with refused(Code.UNKNOWN_REMOTE):
         etc.store.remove("pi")
     etc.store.add("pi", {"address": "elsewhere"})
-    assert KEY.encode() not in etc.store.known_hosts(etc.store.listed("pi"))
+    assert KEY.encode() not in known(etc.store, etc.store.listed("pi"))
 
 
 def test_a_stale_key_is_not_the_new_remotes(etc: Etc) -> None:
     (etc.state / "host-keys").mkdir()
     (etc.state / "host-keys/pi").write_text(KEY)
     added = etc.store.add("pi", {})
-    assert etc.store.known_hosts(added) == b""
+    assert known(etc.store, added) == b""
 
 
 def test_a_full_list(etc: Etc) -> None:
@@ -321,11 +328,11 @@ def test_pins_are_of_one_remote_and_in_known_hosts_format(etc: Etc) -> None:
     etc.known.write_text("|1|hashed= ssh-rsa AAAA\n@revoked * ssh-rsa BBBB")
     rest = b"|1|hashed= ssh-rsa AAAA\n@revoked * ssh-rsa BBBB\n"
     store = etc.reopen()
-    assert store.known_hosts(store.listed("a")) == f"pi {KEY}\n".encode() + rest
-    assert store.known_hosts(store.listed("a.new")) == f"[pi]:2222 {other}\n".encode() + rest
+    assert known(store, store.listed("a")) == f"pi {KEY}\n".encode() + rest
+    assert known(store, store.listed("a.new")) == f"[pi]:2222 {other}\n".encode() + rest
     # Of another listed remote at that address, the pin says nothing; given as an address, all do.
-    assert store.known_hosts(store.listed("b")) == rest
-    assert store.known_hosts(store.find("root@pi")) == f"pi {KEY}\n".encode() + rest
+    assert known(store, store.listed("b")) == rest
+    assert known(store, store.find("root@pi")) == f"pi {KEY}\n".encode() + rest
 
 
 @pytest.mark.parametrize(
@@ -335,7 +342,7 @@ def test_a_damaged_pin_is_none(etc: Etc, text: str) -> None:
     added = etc.store.add("pi", {})
     (etc.state / "host-keys").mkdir()
     (etc.state / "host-keys/pi").write_text(text)
-    assert etc.store.known_hosts(added) == b""
+    assert known(etc.store, added) == b""
 
 
 def test_fingerprints() -> None:

@@ -84,7 +84,7 @@ def request(blob: bytes, data: bytes) -> bytes:
 def test_a_login_is_signed_and_the_signature_verifies(key: Key) -> None:
     data = login(key.blob)
     assert check_login(data, key.blob) == "root"
-    answer = Signer(key, "pi").answer(request(key.blob, data))
+    answer = Signer([key], "pi").answer(request(key.blob, data))
     assert answer[0] == SIGN_RESPONSE
     [signature] = strings(answer[1:])
     kind, raw = strings(signature)
@@ -118,7 +118,7 @@ def test_what_is_no_login_with_this_key_is_not_signed(key: Key, change: dict[str
     data = login(**({"blob": key.blob} | change))
     with pytest.raises(BadMessage):
         check_login(data, key.blob)
-    assert Signer(key, "pi").answer(request(key.blob, data)) == bytes([FAILURE])
+    assert Signer([key], "pi").answer(request(key.blob, data)) == bytes([FAILURE])
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_what_is_no_login_with_this_key_is_not_signed(key: Key, change: dict[str
     ids=["nothing", "short", "a file's signature", "text", "noise"],
 )
 def test_nothing_else_is_signed(key: Key, data: bytes) -> None:
-    assert Signer(key, "pi").answer(request(key.blob, data)) == bytes([FAILURE])
+    assert Signer([key], "pi").answer(request(key.blob, data)) == bytes([FAILURE])
 
 
 def test_a_login_cut_short_at_any_byte_is_not_signed(key: Key) -> None:
@@ -138,21 +138,21 @@ def test_a_login_cut_short_at_any_byte_is_not_signed(key: Key) -> None:
 
 
 def test_another_key_is_not_ours_to_sign_with(key: Key) -> None:
-    assert Signer(key, "pi").answer(request(OTHER, login(key.blob))) == bytes([FAILURE])
+    assert Signer([key], "pi").answer(request(OTHER, login(key.blob))) == bytes([FAILURE])
 
 
 def test_only_so_many_signatures_for_one_connection(key: Key) -> None:
-    signer = Signer(key, "pi")
+    signer = Signer([key], "pi")
     asked = request(key.blob, login(key.blob))
     refused = request(key.blob, b"no login")
     assert signer.answer(refused) == bytes([FAILURE])
     kinds = [signer.answer(asked)[0] for _ in range(MAX_SIGNATURES + 2)]
     assert kinds == [SIGN_RESPONSE] * MAX_SIGNATURES + [FAILURE] * 2
-    assert Signer(key, "pi").answer(asked)[0] == SIGN_RESPONSE
+    assert Signer([key], "pi").answer(asked)[0] == SIGN_RESPONSE
 
 
 def test_the_key_is_named(key: Key) -> None:
-    answer = Signer(key, "pi").answer(bytes([REQUEST_IDENTITIES]))
+    answer = Signer([key], "pi").answer(bytes([REQUEST_IDENTITIES]))
     assert answer[:5] == bytes([IDENTITIES_ANSWER, 0, 0, 0, 1])
     assert strings(answer[5:])[0] == key.blob
 
@@ -161,7 +161,7 @@ def test_the_key_is_named(key: Key) -> None:
     "kind", [k for k in range(256) if k not in (REQUEST_IDENTITIES, SIGN_REQUEST)]
 )
 def test_other_requests_fail(key: Key, kind: int) -> None:
-    assert Signer(key, "pi").answer(bytes([kind]) + string(key.blob)) == bytes([FAILURE])
+    assert Signer([key], "pi").answer(bytes([kind]) + string(key.blob)) == bytes([FAILURE])
 
 
 @settings(deadline=None, max_examples=150)
@@ -170,13 +170,13 @@ def test_any_message_gets_an_answer(folder: Path, noise: bytes) -> None:
     key = Key(folder)
     key.load()
     for message in (noise, bytes([SIGN_REQUEST]) + noise, request(key.blob, noise)):
-        assert Signer(key, "pi").answer(message)[0] in {FAILURE, IDENTITIES_ANSWER}
+        assert Signer([key], "pi").answer(message)[0] in {FAILURE, IDENTITIES_ANSWER}
 
 
 def test_served_over_a_socket_until_it_closes(key: Key) -> None:
     async def main() -> None:
         ours, theirs = socket.socketpair()
-        serving = asyncio.create_task(Signer(key, "pi").serve(ours))
+        serving = asyncio.create_task(Signer([key], "pi").serve(ours))
         reader, writer = await asyncio.open_unix_connection(sock=theirs)
         # Byte by byte and two at once: it is a stream.
         message = string(bytes([REQUEST_IDENTITIES]))
@@ -199,7 +199,7 @@ def test_served_over_a_socket_until_it_closes(key: Key) -> None:
 def test_a_message_of_no_sensible_size_ends_it(key: Key, size: int) -> None:
     async def main() -> None:
         ours, theirs = socket.socketpair()
-        serving = asyncio.create_task(Signer(key, "pi").serve(ours))
+        serving = asyncio.create_task(Signer([key], "pi").serve(ours))
         reader, writer = await asyncio.open_unix_connection(sock=theirs)
         writer.write(struct.pack(">I", size))
         assert await reader.read() == b""
@@ -239,7 +239,7 @@ def test_a_damaged_private_key_is_an_answer_and_no_crash(
     key = Key(tmp_path)
     key.load()
     (tmp_path / "id_ed25519").write_bytes(_rsa() if damage is None else damage)
-    assert Signer(key, "pi").answer(request(key.blob, login(key.blob))) == bytes([FAILURE])
+    assert Signer([key], "pi").answer(request(key.blob, login(key.blob))) == bytes([FAILURE])
     (tmp_path / "id_ed25519.pub").unlink()
     with pytest.raises((ValueError, TypeError)):
         Key(tmp_path).load()

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ KEEPALIVE_COUNT = 2
 """Noticed as gone after at most interval * (count + 2) = 12 seconds of silence."""
 CLOSE_LIMIT = 3.0
 MAX_ADDRESSES = 8
+DEFAULT_PORT = 22
 
 CIPHERS = (
     "aes128-gcm@openssh.com",
@@ -50,6 +51,12 @@ class Target:
     host: str
     port: int
     user: str = "root"
+    alias: str = ""
+    """The name that its host key is known by, if that is not its address."""
+
+
+Dial = Callable[[Target, float], Awaitable[socket.socket]]
+"""Connects a stream socket to a target within so many seconds; raises :exc:`Failure`."""
 
 
 class _Watcher(asyncssh.SSHClient):
@@ -141,7 +148,7 @@ async def _resolve(host: str, port: int) -> list[tuple[int, Any]]:
     return [(family, address) for family, _, _, _, address in found[:MAX_ADDRESSES]]
 
 
-async def _dial(target: Target, limit: float) -> socket.socket:
+async def dial_tcp(target: Target, limit: float) -> socket.socket:
     """A connected TCP socket, trying each address with its share of ``limit`` seconds."""
     loop = asyncio.get_running_loop()
     end = loop.time() + limit
@@ -176,6 +183,8 @@ async def _handshake(
     wait: str,
     agent: socket.socket | None,
     limit: float,
+    *,
+    dial: Dial,
 ) -> MendedConnection:
     """Connect and wait for ``kex`` or ``auth``; Failure or asyncssh.Error when it fails.
 
@@ -193,7 +202,7 @@ async def _handshake(
     done = False
     try:
         async with asyncio.timeout(limit):
-            sock = await _dial(target, limit)
+            sock = await dial(target, limit)
             try:
                 await loop.create_connection(make, sock=sock)
             except BaseException:
@@ -248,7 +257,11 @@ def _login_failure(  # noqa: PLR0911
 
 
 async def open_connection(
-    target: Target, agent: socket.socket, known_hosts: bytes, limit: float = CONNECT_LIMIT
+    target: Target,
+    agent: socket.socket,
+    known_hosts: bytes,
+    limit: float = CONNECT_LIMIT,
+    dial: Dial = dial_tcp,
 ) -> Connection:
     """Connect and log in within ``limit`` seconds.
 
@@ -257,7 +270,8 @@ async def open_connection(
     offered key), SshAuthFailed or RemoteUnsupported. Cancelled, nothing stays open.
     """
     try:
-        trusted = TrustedKeys(known_hosts, target.host, target.port)
+        name = (target.alias, DEFAULT_PORT) if target.alias else (target.host, target.port)
+        trusted = TrustedKeys(known_hosts, *name)
         watcher = _Watcher()
         options = _options(target, trusted.lookup, trusted.algorithms(), watcher)
     except BaseException as error:
@@ -266,7 +280,7 @@ async def open_connection(
             raise Failure(Code.INVALID_ARGS, "host, user or known hosts") from None
         raise
     try:
-        ssh = await _handshake(target, options, "auth", agent, limit)
+        ssh = await _handshake(target, options, "auth", agent, limit, dial=dial)
     except Failure as failure:
         if failure.code is Code.HOST_KEY_UNKNOWN and trusted.known:
             raise Failure(Code.HOST_KEY_MISMATCH, failure.detail) from None
@@ -275,7 +289,11 @@ async def open_connection(
 
 
 async def read_host_key(
-    host: str, port: int, wanted: str = "", limit: float = CONNECT_LIMIT
+    host: str,
+    port: int,
+    wanted: str = "",
+    limit: float = CONNECT_LIMIT,
+    dial: Dial = dial_tcp,
 ) -> str:
     """The host's public key as ``type base64``, without logging in.
 
@@ -291,7 +309,7 @@ async def read_host_key(
         target = Target(host, port, "root")
         options = _options(target, None, family, _Watcher())
         try:
-            ssh = await _handshake(target, options, "kex", None, end - loop.time())
+            ssh = await _handshake(target, options, "kex", None, end - loop.time(), dial=dial)
         except Failure as error:
             failure = error
             if error.code is Code.REMOTE_UNSUPPORTED and "algorithm" in error.detail:

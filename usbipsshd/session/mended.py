@@ -8,7 +8,8 @@ What is different from asyncssh's own, and why:
 - A short cut for channel data under AES-GCM, which is nearly all there is once a
   device is attached: no debug log, no timer, half the copies. Every other packet, and
   every odd one, takes asyncssh's own way.
-- Keys come from an ssh-agent socket that is already connected, and from nowhere else.
+- Keys come from an ssh-agent socket that is already connected, and from nowhere else; a
+  certificate in an agent is offered as one, which asyncssh forgets once it has chosen how to sign.
 - The host key as it was offered is kept, for the fingerprint in an error.
 - The transport's own buffer counts: when it is full, those who write are told.
 - Bounds that a hostile server cannot pass: the size of a packet, and what waits for a paused
@@ -39,6 +40,17 @@ _MAX_WAITING = 4 * MAX_RECEIVED_PACKET
 _BLOCK = 16
 
 
+_CERTIFICATE = b"-cert-v01@openssh.com"
+
+
+class _CertificatePair(asyncssh.SSHAgentKeyPair):
+    """A certificate in an agent: a login names it by its own algorithm (RFC 8332, section 3)."""
+
+    def set_sig_algorithm(self, sig_algorithm: bytes) -> None:
+        super().set_sig_algorithm(sig_algorithm)
+        self.algorithm = sig_algorithm + _CERTIFICATE
+
+
 class PassedAgent(asyncssh.SSHAgentClient):
     """An ssh-agent behind a socket that somebody else connected."""
 
@@ -56,6 +68,17 @@ class PassedAgent(asyncssh.SSHAgentClient):
         except BaseException:
             sock.close()
             raise
+
+    async def get_keys(self, identities: Any = None) -> Any:
+        """The keys and certificates that the agent has."""
+        return [
+            _CertificatePair(
+                self, pair.algorithm, pair.public_data, pair.get_comment_bytes() or b""
+            )
+            if pair.algorithm.endswith(_CERTIFICATE)
+            else pair
+            for pair in await super().get_keys(identities)
+        ]
 
     def close(self) -> None:
         """Close the socket, also when it was never used."""
@@ -150,6 +173,20 @@ class _TcpChannel(DataChannel, SSHTCPChannel[bytes]):
     pass
 
 
+class _Unlike:
+    """A transport over a unix socket, which does not tell what it is over."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """As a transport's, without socket and addresses."""
+        return default
+
+
 class MendedConnection(asyncssh.SSHClientConnection):
     """An ssh client connection with the differences named above."""
 
@@ -175,7 +212,11 @@ class MendedConnection(asyncssh.SSHClientConnection):
     def connection_made(self, transport: Any) -> None:
         """Set the limits of the transport's buffer."""
         transport.set_write_buffer_limits(high=TRANSPORT_HIGH_WATER)
-        super().connection_made(transport)
+        sock = transport.get_extra_info("socket")
+        # asyncssh sets TCP's options on any socket, which one of another kind refuses.
+        local = sock is not None and sock.family == socket.AF_UNIX
+        shown: Any = _Unlike(transport) if local else transport
+        super().connection_made(shown)
 
     def validate_server_host_key(self, key_data: bytes) -> asyncssh.SSHKey:
         """Keep what was offered, then decide as asyncssh does."""

@@ -8,7 +8,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from usbipsshd.device import Device
@@ -26,14 +26,17 @@ from usbipsshd.messages import (
 from usbipsshd.seqpacket import Descriptors, SeqPacket
 from usbipsshd.session.agent import Agent
 from usbipsshd.session.carrier import SshCarriers
-from usbipsshd.session.connection import Connection, Target, open_connection, read_host_key
+from usbipsshd.session.connection import Connection, open_connection, read_host_key
 from usbipsshd.session.exports import Exports, Wanted
 from usbipsshd.session.failure import Failure
 from usbipsshd.session.hostkeys import MAX_KNOWN_HOSTS
+from usbipsshd.session.route import Approach, Route
 
 log = logging.getLogger(__name__)
 
 MAX_REQUESTS = 64
+OPEN_LIMIT = 15.0
+"""Seconds for all jump hosts together."""
 STOP_LIMIT = 20.0
 """Seconds that requests under way have to undo what they did, at the end."""
 CHANGED_INTERVAL = 0.5
@@ -43,7 +46,10 @@ CHANGED_INTERVAL = 0.5
 class _Remote:
     """What there is once ``open`` has succeeded."""
 
-    def __init__(self, connection: Connection, agent: Agent, exports: Exports) -> None:
+    def __init__(
+        self, connection: Connection, agent: Agent, exports: Exports, approach: Approach
+    ) -> None:
+        self._approach = approach
         self.connection = connection
         self.agent = agent
         self.exports = exports
@@ -53,6 +59,7 @@ class _Remote:
         await self.exports.close()
         await self.agent.close()
         await self.connection.close()
+        await self._approach.close()
 
 
 class Session:
@@ -197,30 +204,29 @@ class Session:
     async def _open(self, _id: int, packet: Packet, fds: Descriptors) -> Packet:
         if self._opening:
             raise BadPacket("open: only once")
-        target = Target(
-            get_str(packet, "host"), get_int(packet, "port", 65535), get_str(packet, "user")
-        )
+        route = Route.parse(packet)
         sudo = get_bool(packet, "sudo")
-        agent_socket = socket.socket(fileno=fds.take(0))
-        try:
-            known_hosts = await asyncio.to_thread(_read_all, fds.take(1))
-        except BaseException:
-            agent_socket.close()
-            raise
+        agents, known_hosts = await _logins(fds)
         self._opening = True
+        approach = Approach(route)
         try:
-            connection = await open_connection(target, agent_socket, known_hosts)
+            async with asyncio.timeout(OPEN_LIMIT), _closed_on_failure(agents[0]):
+                dial = await approach.run(agents[1:], known_hosts)
+            connection = await open_connection(route.target, agents[0], known_hosts, dial=dial)
             try:
                 agent = await Agent.start(connection.ssh, sudo=sudo, sysfs=self._agent_sysfs)
             except BaseException:
                 await connection.close()
                 raise
-        except BaseException:
+        except BaseException as error:
             self._opening = False
+            await approach.close()
+            if isinstance(error, TimeoutError):
+                raise Failure(Code.TIMED_OUT, "no answer") from None
             raise
         carriers = SshCarriers(connection.ssh)
         exports = Exports(agent, carriers.listen, self._tell_released)
-        self._remote = _Remote(connection, agent, exports)
+        self._remote = _Remote(connection, agent, exports, approach)
         self._spawn(self._watch(self._remote))
         changed = asyncio.Event()
         agent.watch(changed.set)
@@ -258,12 +264,19 @@ class Session:
         error = error_to_json(failure.code, failure.detail) if failure is not None else None
         await self._send({"event": "released", "busid": busid, "error": error})
 
-    async def _host_key(self, _id: int, packet: Packet, _fds: Descriptors) -> Packet:
-        key = await read_host_key(
-            get_str(packet, "host"),
-            get_int(packet, "port", 65535),
-            get_str(packet, "fingerprint"),
-        )
+    async def _host_key(self, _id: int, packet: Packet, fds: Descriptors) -> Packet:
+        route = Route.parse(packet)
+        wanted = get_str(packet, "fingerprint")
+        agents, known_hosts = await _logins(fds) if len(fds) else ([], b"")
+        for agent in agents[:1]:
+            # The remote itself is not logged in to.
+            agent.close()
+        approach = Approach(route)
+        try:
+            dial = await approach.run(agents[1:], known_hosts)
+            key = await read_host_key(route.target.host, route.target.port, wanted, dial=dial)
+        finally:
+            await approach.close()
         return {"key": key}
 
     async def _list(self, id_: int, packet: Packet, _fds: Descriptors) -> Packet:
@@ -339,6 +352,30 @@ class Session:
         if task is not None and task is not asyncio.current_task():
             task.cancel()
         return {}
+
+
+async def _logins(fds: Descriptors) -> tuple[list[socket.socket], bytes]:
+    """The agents' sockets, the remote's own first, and the known hosts of a request."""
+    known = fds.take(1)
+    known_hosts = await asyncio.to_thread(_read_all, known)
+    agents: list[socket.socket] = []
+    try:
+        for number in (0, *range(2, len(fds))):
+            agents.append(socket.socket(fileno=fds.take(number)))
+    except BaseException:
+        for agent in agents:
+            agent.close()
+        raise
+    return agents, known_hosts
+
+
+@contextlib.asynccontextmanager
+async def _closed_on_failure(sock: socket.socket) -> AsyncIterator[None]:
+    try:
+        yield
+    except BaseException:
+        sock.close()
+        raise
 
 
 def _read_all(fd: int) -> bytes:
