@@ -9,6 +9,7 @@ User, HostKeyAlias, IdentityFile, CertificateFile, IdentitiesOnly, ProxyJump and
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
@@ -30,7 +31,8 @@ MAX_PROXY = 1024
 MAX_FILES = 4
 """Identities, and certificates, of one hop; sshd allows six attempts (MaxAuthTries)."""
 LIMIT = 5.0
-"""Seconds that ``ssh -G`` may take."""
+END_LIMIT = 1.0
+"""Seconds that ``ssh -G`` may take, and what it leaves once it was killed."""
 SSH = Path("/usr/bin/ssh")
 
 _JUMP = re.compile(
@@ -230,14 +232,21 @@ class SshConfig:
         assert child.stdout is not None and child.stderr is not None
         try:
             async with asyncio.timeout(LIMIT):
-                out, err = await asyncio.gather(_read(child.stdout), _read(child.stderr))
+                out, err = await asyncio.gather(
+                    _read(child.stdout, child), _read(child.stderr, child)
+                )
                 status = await child.wait()
-        except (TimeoutError, _TooMuch):
+        except TimeoutError:
             log.error("%s: ssh -G did not come to an end", self._path)  # noqa: TRY400
             raise _wrong() from None
         finally:
             if child.returncode is None:
                 child.kill()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(END_LIMIT):
+                        # Only what was read to its end is closed.
+                        await _read(child.stdout, child)
+                        await _read(child.stderr, child)
                 await child.wait()
         if status:
             log.error("ssh -G: %s", err.decode("utf-8", "replace")[:500].strip())
@@ -245,16 +254,14 @@ class SshConfig:
         return out.decode("utf-8", "replace")
 
 
-class _TooMuch(Exception):
-    """More output than can be right."""
-
-
-async def _read(stream: asyncio.StreamReader) -> bytes:
+async def _read(stream: asyncio.StreamReader, child: asyncio.subprocess.Process) -> bytes:
+    """What it writes until it ends; one that writes more than can be right is killed."""
     data = b""
     while part := await stream.read(65536):
-        data += part
-        if len(data) > MAX_OUTPUT:
-            raise _TooMuch
+        if len(data) <= MAX_OUTPUT:
+            data += part
+        elif child.returncode is None:
+            child.kill()
     return data
 
 
