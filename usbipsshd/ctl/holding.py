@@ -58,7 +58,7 @@ async def hold(client: Client, path: str, said: Callable[[], None]) -> Exit | No
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             notifier.send("STOPPING=1")
             if told.is_set():
-                await client.detach(path)
+                await _detach(client, path)
                 return Exit.OK
             if lost.done():
                 raise ClientError(
@@ -71,6 +71,15 @@ async def hold(client: Client, path: str, said: Callable[[], None]) -> Exit | No
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+
+
+async def _detach(client: Client, path: str) -> None:
+    try:
+        await client.detach(path)
+    except ClientError as error:
+        # It ended at the same moment.
+        if error.code != "NotAttached":
+            raise
 
 
 async def _ended(client: Client, path: str) -> None:
