@@ -77,6 +77,8 @@ def _base(system: systems.System, sources: str) -> Path:
         with step(f"installing the bare system of {system.name}"):
             new = cache / f"base-{system.name}.new.tar"
             command: list[str | Path] = [
+                *systems.AMONG_THEMSELVES,
+                "--mount-proc",
                 "mmdebstrap",
                 "--mode=root",
                 "--variant=minbase",

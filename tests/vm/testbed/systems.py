@@ -51,6 +51,10 @@ PROJECT_NEEDS = (
     "openssh-client",
 )
 
+# Maintainer scripts stop services by their program's path (start-stop-daemon), and would find this
+# machine's: polkitd, for one.
+AMONG_THEMSELVES = ("unshare", "--pid", "--fork", "--kill-child")
+
 # Units that cost time at every boot and that no test has a use for.
 MASKED = (
     "apt-daily.timer",
@@ -210,7 +214,7 @@ def fill_desk(tree: Path, modules: Path, public_key: str, package: Path | None) 
     else:
         shutil.copyfile(package, tree / "tmp" / package.name)
         wanted = [f"./tmp/{package.name}"]
-    run(["unshare", "--mount", "sh", FILES / "apt-in-tree", tree, *wanted], timeout=900)
+    run([*AMONG_THEMSELVES, "--mount", "sh", FILES / "apt-in-tree", tree, *wanted], timeout=900)
     for file in (tree / "tmp").glob("*.deb"):
         file.unlink()
     _common(tree, "desk", modules, public_key)
