@@ -576,9 +576,19 @@ def test_hosts_that_are_not_there(server: Sshd) -> None:
     assert unknown.code == "ConnectionFailed"
 
 
-def test_sudo_that_refuses_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "said",
+    [
+        "sudo: a password is required",
+        "sudo: Ein Passwort ist notwendig",
+        "sudo: sorry, you must have a tty to run sudo",
+        "bash: line 1: exec: sudo: not found",
+        "guest is not in the sudoers file.",
+    ],
+)
+def test_sudo_that_refuses_is_told(tmp_path: Path, said: str) -> None:
     script = tmp_path / "shell"
-    script.write_text("#!/bin/sh\necho 'sudo: a password is required' >&2\nexit 1\n")
+    script.write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
     script.chmod(0o755)
     with sshd(command=str(script)) as own:
 
