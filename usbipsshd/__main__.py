@@ -59,16 +59,17 @@ def main() -> int:
     os.umask(0o077)
     launcher = _launcher()
     notify_socket = os.environ.get("NOTIFY_SOCKET", "")
+    under_systemd = isinstance(launcher, SystemdLauncher) and bool(notify_socket)
     settings = Settings(
         bus_address=os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", SYSTEM_BUS),
         launcher=launcher,
         event_source=Udev(),
-        modprobe=modprobe,
+        modprobe=None if under_systemd else modprobe,
         notifier=Notifier(notify_socket, int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6),
         now=time.time,
         watch_network=watch_network,
         descriptors=stored_descriptors(os.environ, os.getpid()),
-        can_hand_over=isinstance(launcher, SystemdLauncher) and bool(notify_socket),
+        can_hand_over=under_systemd,
     )
     status = 0
     try:

@@ -9,6 +9,7 @@ import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from usbipsshd.authority import Authority
@@ -17,7 +18,7 @@ from usbipsshd.bus.connection import Connection
 from usbipsshd.bus.logind import Logind
 from usbipsshd.bus.manager import Manager
 from usbipsshd.bus.objects import ObjectTree
-from usbipsshd.bus.systemd import is_restarting
+from usbipsshd.bus.systemd import is_restarting, load_module
 from usbipsshd.parts import Parts
 from usbipsshd.settings import Settings
 from usbipsshd.signer import Key
@@ -62,12 +63,13 @@ class Daemon:
         key = Key(paths.state)
         await asyncio.to_thread(key.load)
         vhci = Vhci(paths.sys)
-        if not vhci.available:
+        if not vhci.available and settings.modprobe is not None:
             # Attach would load it too; this way its properties tell the truth from the start.
             await settings.modprobe("vhci-hcd")
         async with settings.event_source.running(events), asyncio.TaskGroup() as group:
-            parts = Parts(settings, group, events, key, vhci)
             bus = Connection(settings.bus_address)
+            modprobe = settings.modprobe or partial(load_module, bus.call)
+            parts = Parts(settings, group, events, key, vhci, modprobe=modprobe)
             try:
                 lost = await self._serve(bus, parts, group)
             except BaseException:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from usbipsshd.attachments import Attachments
 from usbipsshd.bus.objects import ObjectTree
@@ -43,7 +43,14 @@ class Parts:
     """Everything but the bus. Tasks run in ``group``."""
 
     def __init__(
-        self, settings: Settings, group: asyncio.TaskGroup, events: Events, key: Key, vhci: Vhci
+        self,
+        settings: Settings,
+        group: asyncio.TaskGroup,
+        events: Events,
+        key: Key,
+        vhci: Vhci,
+        *,
+        modprobe: Callable[[str], Awaitable[bool]],
     ) -> None:
         paths = settings.paths
         usb, ids = LocalUsb(paths.sys), UsbIds()
@@ -60,9 +67,7 @@ class Parts:
         self._store = RemoteStore(paths.config, paths.state, paths.known_hosts)
         self._store.load()
         self._memory = Memory(paths.run, paths.state)
-        self._importer = Importer(
-            vhci, usb, hold, events, settings.modprobe, taken_ports=taken_ports
-        )
+        self._importer = Importer(vhci, usb, hold, events, modprobe, taken_ports=taken_ports)
         self._links = Links(
             group=group,
             launcher=settings.launcher,

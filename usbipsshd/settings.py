@@ -36,7 +36,8 @@ class Settings:
     bus_address: str
     launcher: Launcher
     event_source: EventSource
-    modprobe: Callable[[str], Awaitable[bool]]
+    modprobe: Callable[[str], Awaitable[bool]] | None
+    """Loads a kernel module; None where systemd does, and this process may not."""
     notifier: Notifier
     now: Callable[[], float]
     """Seconds since the epoch."""
