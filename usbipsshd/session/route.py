@@ -147,6 +147,8 @@ class Approach:
         if proxy is None:
             return
         for number in (signal.SIGTERM, signal.SIGKILL):
+            # Under systemd a session may signal nobody: there the end of its socket ends the
+            # command, and systemd what does not heed that.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(proxy.pid, number)
             with contextlib.suppress(TimeoutError):
