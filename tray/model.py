@@ -43,6 +43,9 @@ def menu(snapshot: Snapshot, ui: Ui) -> tuple[Row, ...]:
     """The whole menu."""
     if not snapshot.present:
         return (*_absent(ui), separator("end"), Row("quit", _("Quit"), Quit()))
+    if not snapshot.manager.version:
+        # It is there, and has not said yet what it has.
+        return (Row("absent 0", _("Looking…")), separator("end"), Row("quit", _("Quit"), Quit()))
     listed = [remote.name for remote in snapshot.remotes]
     others = {a.remote for a in snapshot.attachments} | {h.remote for h in snapshot.hubs}
     unlisted = [Remote("", name, state="") for name in sorted(others) if name not in listed]

@@ -392,6 +392,7 @@ WAITING = replace(HERE, state="waiting")
           "Its log says more: journalctl -u usbipsshd", "Start it", "Quit"]),
         (Snapshot(), Ui(ME, no_bus=True), Status.TROUBLE, "not running",
          ["There is no system bus, so usbipsshd cannot be reached.", "Quit"]),
+        (Snapshot(present=True), Ui(ME), Status.IDLE, "nothing", ["Looking…", "Quit"]),
         (snapshot(PI), Ui(ME), Status.IDLE, "nothing is attached", None),
         (snapshot(PI, HERE), Ui(ME), Status.ATTACHED, "SanDisk Ultra is attached", None),
         (snapshot(PI, HERE, replace(HERE, path=AT + "2")), Ui(ME), Status.ATTACHED,

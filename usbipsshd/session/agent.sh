@@ -1350,12 +1350,19 @@ fingerprint() {
     value=$print
 }
 
+# Who is told looks for themselves, and may see what comes and goes before our next look; that one
+# tells again.
 watch_by_looking() {
+    again=
     while main_lives; do
         rest
         fingerprint
         if [ "$value" != "$known" ]; then
             known=$value
+            again=1
+            say "$TAG changed$nl"
+        elif [ "$again" ]; then
+            again=
             say "$TAG changed$nl"
         fi
     done
