@@ -1082,17 +1082,19 @@ def test_a_stopped_agent_is_cleaned_up_after() -> None:
 
 def _kill(agent: Agent, spared: str = "") -> None:
     """SIGKILL to the whole session but processes whose command ends so."""
+    victims = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            if (
-                int(stat.read_text(errors="replace").rpartition(")")[2].split()[3])
-                == agent.process.pid
-            ):
-                reading = (stat.parent / "fd/3").is_symlink() and (
-                    stat.parent / "fd/4"
-                ).is_symlink()
-                if not (spared and reading):
-                    os.kill(int(stat.parent.name), signal.SIGKILL)
+            session = int(stat.read_text(errors="replace").rpartition(")")[2].split()[3])
+            keeps = all((stat.parent / "fd" / n).is_symlink() for n in ("3", "4"))
+            if session == agent.process.pid and not (spared and keeps):
+                victims.append(int(stat.parent.name))
+    # All at once: a keeper that sees the others die begins to give back, and is not to be killed
+    # in the middle of that.
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
     agent.process.wait()
 
 

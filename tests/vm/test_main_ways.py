@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Root's ssh configuration, followed within the sandboxes of the real units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from vm.testbed.desk import Desk
+from vm.testbed.pi import BUSIDS, Pi
+from vm.testbed.systems import PI_ADDRESS
+
+pytestmark = pytest.mark.usefixtures("listed")
+
+# What a netcat does, in what every Debian has.
+_PIPE = """#!/usr/bin/perl
+use Socket;
+socket(my $s, PF_INET, SOCK_STREAM, 0) or die;
+connect($s, sockaddr_in($ARGV[1], inet_aton($ARGV[0]))) or die;
+if (fork) { while (sysread(STDIN, my $b, 65536)) { syswrite($s, $b) } shutdown($s, 1); wait }
+else { while (sysread($s, my $b, 65536)) { syswrite(STDOUT, $b) } }
+"""
+PIPE = "/usr/local/bin/testbed-pipe"
+
+
+@contextmanager
+def _configured(pi: Pi, desk: Desk, text: str) -> Iterator[None]:
+    """What root has written on desk, and a remote `roundabout` that it is about."""
+    key = pi.run("cat", "/etc/ssh/ssh_host_ed25519_key.pub")
+    desk.run("sh", "-c", f"cat > {PIPE}; chmod 755 {PIPE}", data=_PIPE)
+    desk.run("sh", "-c", "cat > /etc/ssh/ssh_known_hosts", data=f"{PI_ADDRESS} {key}")
+    desk.run("sh", "-c", "mkdir -p /etc/usbipsshd; cat > /etc/usbipsshd/ssh_config", data=text)
+    desk.manager("root", "AddRemote", "roundabout")
+    try:
+        yield
+    finally:
+        desk.manager("root", "RemoveRemote", "roundabout", timeout=120)
+        desk.run("rm", "-f", "/etc/usbipsshd/ssh_config", "/etc/ssh/ssh_known_hosts", PIPE)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [f"ProxyJump root@{PI_ADDRESS}", f"ProxyCommand {PIPE} %h %p"],
+    ids=["jump host", "command"],
+)
+def test_a_stick_comes_by_way_of(way: str, pi: Pi, desk: Desk) -> None:
+    text = f"Host roundabout\n HostName {PI_ADDRESS}\n User root\n {way}\n"
+    with _configured(pi, desk, text):
+        assert BUSIDS["stick"] in {d["busid"] for d in desk.list_remote("alice", "roundabout")}
+        path = desk.attach("alice", BUSIDS["stick"], "roundabout")
+        node = next(n for n in desk.attachment(path)["DeviceNodes"] if n.startswith("/dev/sd"))
+        with desk.mounted(node) as folder:
+            assert desk.run("cat", f"{folder}/hello.txt") == "Greetings from pi.\n"
+        users = {
+            line.split()[0]
+            for line in desk.run("ps", "-eo", "user=,args=").splitlines()
+            if PIPE in line
+        }
+        assert users == ({"usbipssh"} if PIPE in way else set())
+        assert desk.detach("alice", path) == 1
+    assert PIPE not in desk.run("ps", "-eo", "args=")
