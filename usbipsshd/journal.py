@@ -68,6 +68,8 @@ class JournalHandler(logging.Handler):
 
     def __init__(self, path: Path = SOCKET) -> None:
         super().__init__()
+        # The level and the module are fields of their own.
+        self.setFormatter(logging.Formatter("%(message)s"))
         self._path = path
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._sock.setblocking(False)

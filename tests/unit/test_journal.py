@@ -27,6 +27,9 @@ def log(journald: socket.socket) -> Iterator[logging.Logger]:
     handler = JournalHandler(Path(journald.getsockname()))
     logger = logging.Logger("usbipsshd.test", logging.INFO)
     logger.addHandler(handler)
+    # As logging.basicConfig does, which gives a form to handlers that have none.
+    if handler.formatter is None:
+        handler.setFormatter(logging.Formatter(logging.BASIC_FORMAT))
     yield logger
     handler.close()
 
