@@ -197,14 +197,19 @@ class Attachments:
                 listener.attachment_removed(attachment)
 
     async def usable(self, attachment: Attachment) -> None:
-        """Wait until it is usable here; cancelled, it is detached. Raises :exc:`UsbipError`."""
+        """Wait until it is usable here; cancelled before, it is detached.
+
+        Raises :exc:`UsbipError`.
+        """
         entry = self._entries.get(attachment.number)
         if entry is None:
             raise UsbipError(Code.CANCELLED, "The attachment was detached before it was ready.")
         try:
             await entry.life.usable()
         except asyncio.CancelledError:
-            entry.life.detach()
+            # Who leaves when it has just become usable, and knows that, has it.
+            if attachment.state is not State.ATTACHED or attachment.bound_to:
+                entry.life.detach()
             raise
 
     async def detach(self, attachment: Attachment, by: int | None = None) -> None:

@@ -244,10 +244,12 @@ def test_detached_in_the_middle_of_being_lost(w: World) -> None:
 def test_the_sshd_of_its_connection_is_killed(w: World) -> None:
     path = w.attach("2-1", ALICE, "pi", *KEEP)
     before = set(w.agents())
+    restored = w.log().count("restored 2-1 of pi")
     servers = {pid for pid, words in command_lines() if words[0].startswith(b"sshd: root")}
     for pid in {parent(p) for p in before} & servers:
         os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not before & set(w.agents()), "the agent stays")
+    wait_until(lambda: w.log().count("restored 2-1 of pi") > restored, "it is not restored", 30)
     becomes(w, path, "attached", 30)
     assert bytes_move(w, path)
 
