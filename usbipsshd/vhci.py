@@ -80,10 +80,22 @@ class Vhci:
 
     def __init__(self, sys: Path) -> None:
         self._platform = sys / "devices/platform"
+        self._state = sys / "module/vhci_hcd/initstate"
+
+    @property
+    def loading(self) -> bool:
+        """Whether the module is being loaded (or unloaded) just now.
+
+        Whoever reads ``status`` then can take the kernel down: its controllers have their files
+        before they have their data (6.1: a null pointer in status_show_vhci, vhci_sysfs.c).
+        """
+        return read_text(self._state) not in ("", "live")
 
     @property
     def folder(self) -> Path | None:
         """The folder with ``attach`` and ``detach``, or None where the module is not loaded."""
+        if self.loading:
+            return None
         for name in ("vhci_hcd.0", "vhci_hcd"):
             if (self._platform / name / "attach").exists():
                 return self._platform / name

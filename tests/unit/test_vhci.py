@@ -115,6 +115,23 @@ def test_a_machine_without_the_module(tmp_path: Path) -> None:
         vhci.attach([], 3, 1, 480)
 
 
+@pytest.mark.parametrize("state", ["coming", "going"])
+def test_a_module_that_is_being_loaded_is_not_looked_at(tmp_path: Path, state: str) -> None:
+    vhci_tree(tmp_path)
+    vhci = Vhci(tmp_path)
+    assert vhci.available
+    fill(tmp_path / "module/vhci_hcd", initstate=state)
+    # To read its status now could take the kernel down.
+    assert vhci.loading
+    assert not vhci.available
+    assert vhci.ports() == []
+    assert vhci.free() == {"hs": 0, "ss": 0}
+    fill(tmp_path / "module/vhci_hcd", initstate="live")
+    assert not vhci.loading
+    assert vhci.available
+    assert len(vhci.ports()) == 4
+
+
 def test_an_old_kernels_folder(tmp_path: Path) -> None:
     folder = fill(tmp_path / "devices/platform/vhci_hcd", attach="", detach="", status=OLD)
     hub = fill(folder / "usb3", speed=480)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from usbipsshd import __version__
 from usbipsshd.attachment import Attachment
 from usbipsshd.attachments import Attachments
@@ -25,6 +27,8 @@ from usbipsshd.links import Links
 from usbipsshd.remotes import RemoteStore
 from usbipsshd.vhci import Vhci
 
+LOADING_SECONDS = 0.5
+"""How often to look whether the kernel's module is there while it is being loaded."""
 _CONSTANT = frozenset({"Remote", "Pattern", "OwnerUid", "Hub"})
 
 
@@ -64,6 +68,9 @@ class Publisher:
 
     def look(self) -> None:
         """Something changed on this machine."""
+        if self._vhci.loading:
+            # The end of that is no event.
+            asyncio.get_running_loop().call_later(LOADING_SECONDS, self.look)
         self._tree.change(
             ROOT, MANAGER, VhciAvailable=self._vhci.available, FreePorts=self._vhci.free()
         )
