@@ -58,10 +58,10 @@ unit: setup-test
 
 # Twice: with Debian's own packages, and with the newest releases
 test-debian: setup-test
-	@tools/run-pytest $@ $(DEBIAN) 1500 -n 3 --dist loadfile tests/unit tests/integration tests/desktop
+	@tools/run-pytest $@ $(DEBIAN) 2100 -n 2 --dist loadfile tests/unit tests/integration tests/desktop
 
 test-newest: setup-test setup-newest
-	@tools/run-pytest $@ $(NEWEST)/bin/python 1500 -n 3 --dist loadfile \
+	@tools/run-pytest $@ $(NEWEST)/bin/python 2100 -n 2 --dist loadfile \
 		tests/unit tests/integration tests/desktop
 
 test-vm: setup-vm deb

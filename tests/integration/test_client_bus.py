@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -58,6 +59,8 @@ def test_descriptors_go_along_and_stay_the_callers(bus: SessionBus) -> None:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             async with client(bus) as one:
+                # What earlier tests have left to be collected.
+                gc.collect()
                 before = descriptors()
                 for text in ("one", "two"):
                     ours.send(text.encode())
@@ -67,7 +70,7 @@ def test_descriptors_go_along_and_stay_the_callers(bus: SessionBus) -> None:
                         fds=[theirs.fileno()],
                     )  # fmt: skip
                     assert answer == (text,)
-                assert descriptors() == before
+                assert descriptors() <= before
                 ours.send(b"mine")
                 assert theirs.recv(10) == b"mine"
         await service.stop(1)

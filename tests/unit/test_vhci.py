@@ -119,16 +119,14 @@ def test_a_machine_without_the_module(tmp_path: Path) -> None:
 def test_a_module_that_is_being_loaded_is_not_looked_at(tmp_path: Path, state: str) -> None:
     vhci_tree(tmp_path)
     vhci = Vhci(tmp_path)
-    assert vhci.available
+    assert (vhci.loading, vhci.available) == (False, True)
     fill(tmp_path / "module/vhci_hcd", initstate=state)
     # To read its status now could take the kernel down.
-    assert vhci.loading
-    assert not vhci.available
+    assert (vhci.loading, vhci.available) == (True, False)
     assert vhci.ports() == []
     assert vhci.free() == {"hs": 0, "ss": 0}
     fill(tmp_path / "module/vhci_hcd", initstate="live")
-    assert not vhci.loading
-    assert vhci.available
+    assert (vhci.loading, vhci.available) == (False, True)
     assert len(vhci.ports()) == 4
 
 
