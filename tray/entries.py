@@ -17,6 +17,8 @@ class Listing:
     """What is known of a remote's devices."""
 
     devices: tuple[Device, ...] = ()
+    gone: tuple[Device, ...] = ()
+    """What was there before: an attachment that waits for one of these is still a disk."""
     known: bool = False
     """Whether it has been listed at least once."""
     looking: bool = False
@@ -66,7 +68,8 @@ def entries(remote: str, snapshot: Snapshot, ui: Ui) -> tuple[Entry, ...]:
     attachments = [a for a in snapshot.attachments if a.remote == remote]
     by_busid = {a.remote_bus_id: a for a in attachments if a.remote_bus_id}
     found = []
-    for device in ui.listings.get(remote, Listing()).devices:
+    listing = ui.listings.get(remote, Listing())
+    for device in listing.devices:
         if not device.hub:
             attachment = by_busid.get(device.busid)
             if attachment is not None and not _same(device, attachment):
@@ -74,10 +77,8 @@ def entries(remote: str, snapshot: Snapshot, ui: Ui) -> tuple[Entry, ...]:
             if attachment is not None:
                 attachments.remove(attachment)
             found.append(_listed(remote, device, attachment, ui))
-    found += [_attached(remote, attachment) for attachment in attachments]
-    found.sort(
-        key=lambda e: (not is_busid(e.busid), busid_key(e.busid) if is_busid(e.busid) else ())
-    )
+    found += [_attached(remote, attachment, listing.gone) for attachment in attachments]
+    found.sort(key=_order)
     names = Counter((e.kind, e.name) for e in found)
     return tuple(entry if names[entry.kind, entry.name] == 1 else _twin(entry) for entry in found)
 
@@ -109,14 +110,15 @@ def _listed(remote: str, device: Device, attachment: Attachment | None, ui: Ui) 
     )
 
 
-def _attached(remote: str, attachment: Attachment) -> Entry:
+def _attached(remote: str, attachment: Attachment, gone: tuple[Device, ...]) -> Entry:
+    was = [d for d in gone if d.busid == attachment.remote_bus_id and _same(d, attachment)]
     ids = f"{attachment.vendor_id:04x}:{attachment.product_id:04x}"
     key = f"{attachment.remote_bus_id} {ids}" if attachment.remote_bus_id else attachment.path
     return Entry(
         key,
         remote,
         attachment.remote_bus_id,
-        kind_of_nodes(attachment.device_nodes) or Kind.OTHER,
+        kind_of_nodes(attachment.device_nodes) or (kind(was[0]) if was else Kind.OTHER),
         attachment.name or attachment.pattern or ids,
         None,
         attachment,

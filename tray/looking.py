@@ -12,6 +12,9 @@ from usbipssh_tray.entries import Listing
 from usbipsshd.client.daemon import ClientError
 from usbipsshd.client.snapshot import NOTHING, Device
 
+MAX_GONE = 64
+"""Devices of one remote that are remembered after they went."""
+
 
 class List(Protocol):
     """Client.list_remote."""
@@ -68,14 +71,18 @@ class Listings:
             await asyncio.wait(tasks)
 
     async def _look(self, remote: str, interactive: bool) -> None:
-        before = self.known[remote].devices
+        known = self.known[remote]
+        before = (*known.devices, *known.gone)
         try:
             found = await self._ask(remote, interactive=interactive)
         except ClientError as error:
-            self._put(remote, Listing(known=True, error=(error.name, error.message)))
+            gone = before[:MAX_GONE]
+            self._put(remote, Listing((), gone, known=True, error=(error.name, error.message)))
         else:
-            devices = tuple(_remembered(device, before) for device in found)
-            self._put(remote, Listing(devices, known=True, error=NOTHING))
+            there = {device.busid for device in found}
+            devices = tuple(_remembered(device, known.devices) for device in found)
+            gone = tuple(device for device in before if device.busid not in there)[:MAX_GONE]
+            self._put(remote, Listing(devices, gone, known=True, error=NOTHING))
 
     def _looked(self, remote: str) -> None:
         del self._tasks[remote]

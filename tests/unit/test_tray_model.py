@@ -95,6 +95,14 @@ def find(rows: tuple[Row, ...], start: str) -> Row:
 # A device's row
 
 
+def test_a_disk_that_is_waited_for_is_still_a_disk() -> None:
+    waiting = replace(HERE, state="waiting", device_nodes=(), local_bus_id="")
+    another = replace(STICK, product_id=1)
+    for gone, kind in (((STICK,), "Disk"), ((), "Device"), ((another,), "Device")):
+        known = {"pi": Listing((BOARD,), gone, known=True)}
+        assert find(menu(snapshot(PI, waiting), ui(listings=known)), f"{kind}: SanDisk Ultra, wai")
+
+
 @pytest.mark.parametrize(
     ("change", "label", "checked", "does"),
     [
