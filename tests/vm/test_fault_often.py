@@ -70,8 +70,10 @@ def test_attached_and_detached(scene: Scene, rounds: int) -> None:
         after = _size(scene)
         grown = [now - then for now, then in zip(after.memory, before.memory, strict=True)]
         assert max(grown) < GROWTH_KIB
-        assert after.descriptors == before.descriptors
-        assert after.processes == before.processes
+        # What an earlier test has left to end by itself may end meanwhile.
+        both = zip(after.descriptors, before.descriptors, strict=True)
+        assert all(now <= then for now, then in both), (before, after)
+        assert after.processes <= before.processes, (before, after)
         assert scene.settled(20) == []
         row.outcome = (
             "time of each; grown by {} KiB (daemon), {} KiB (session), {} KiB (agent), "
