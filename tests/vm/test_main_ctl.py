@@ -58,7 +58,9 @@ def test_attach_status_detach(desk: Desk) -> None:
         known = desk.run("udevadm", "info", path)
         assert "USBIPSSH=1" in known, known
         assert ":usbipssh:" in known, known
-    for path in ("/sys/bus/usb/devices/1-1", "/sys/bus/usb/devices/usb3"):
+    # Desk's own mouse, and the bus that it is on.
+    own = desk.shell("dirname $(grep -lx MOUSE0002 /sys/bus/usb/devices/*/serial)").strip()
+    for path in (own, f"{own.partition('-')[0].rpartition('/')[0]}/usb{own.rpartition('/')[2][0]}"):
         assert "usbipssh" not in desk.run("udevadm", "info", path).lower()
     assert ctl(desk, "attach", "pi", STICK).code == 5
     assert out(desk, "detach", local) == ""
