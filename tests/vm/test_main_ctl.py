@@ -60,7 +60,8 @@ def test_attach_status_detach(desk: Desk) -> None:
         assert ":usbipssh:" in known, known
     # Desk's own mouse, and the bus that it is on.
     own = desk.shell("dirname $(grep -lx MOUSE0002 /sys/bus/usb/devices/*/serial)").strip()
-    for path in (own, f"{own.partition('-')[0].rpartition('/')[0]}/usb{own.rpartition('/')[2][0]}"):
+    folder, _, name = own.rpartition("/")
+    for path in (own, f"{folder}/usb{name.partition('-')[0]}"):
         assert "usbipssh" not in desk.run("udevadm", "info", path).lower()
     assert ctl(desk, "attach", "pi", STICK).code == 5
     assert out(desk, "detach", local) == ""
