@@ -59,7 +59,8 @@ def _attach_and_detach(scene: Scene, rounds: int) -> None:
     scene.desk.run(*words, timeout=60.0 * (rounds + 1))
 
 
-@pytest.mark.parametrize("rounds", [10, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("rounds", [10, 100])
 def test_attached_and_detached(scene: Scene, rounds: int) -> None:
     _attach_and_detach(scene, WARM_UP)
     before = _size(scene)
