@@ -119,6 +119,16 @@ class Steps:
     """Something published has changed."""
 
 
+async def _any(*events: asyncio.Event) -> None:
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+        await asyncio.wait(waits)
+
+
 async def _ended(task: asyncio.Task[UsbipError]) -> None:
     await asyncio.wait([task])
 
@@ -146,6 +156,7 @@ class Life:
         self._recover_until = 0.0
         self._usable_since = 0.0
         self._idle = asyncio.Event()
+        self._up = asyncio.Event()
         self._usable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._gone = asyncio.Event()
         if attachment.state is not State.CONNECTING:
@@ -154,6 +165,10 @@ class Life:
     def _happened(self, event: Event) -> None:
         before = self.attachment.state
         self.attachment.state = next_state(before, event)
+        if self.attachment.state is State.ATTACHED:
+            self._up.set()
+        else:
+            self._up.clear()
         # The last state is told by the object's removal alone.
         if self.attachment.state not in (before, State.GONE):
             self._steps.changed()
@@ -306,6 +321,7 @@ class Life:
         """The machine is awake again: try now."""
         if self._asleep:
             self._asleep = False
+            self._idle.clear()
             self._recover_until = self._steps.now() + RECOVER_SECONDS
             self.poke()
 
@@ -320,14 +336,11 @@ class Life:
 
     async def idle(self) -> None:
         """Wait until it waits, with everything given back, or is gone."""
-        idle = asyncio.create_task(self._idle.wait())
-        gone = asyncio.create_task(self._gone.wait())
-        try:
-            await asyncio.wait([idle, gone], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            idle.cancel()
-            gone.cancel()
-            await asyncio.wait([idle, gone])
+        await _any(self._idle, self._gone)
+
+    async def settled(self) -> None:
+        """Wait until it is attached, waits for another try, or is gone."""
+        await _any(self._up, self._idle, self._gone)
 
     async def usable(self) -> None:
         """Wait until the device is usable here; raise :exc:`UsbipError` if that will not be."""

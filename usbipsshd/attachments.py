@@ -6,7 +6,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Protocol
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 MAX_ATTACHMENTS = 240
 """As many as vhci has ports in Debian's kernels."""
 PORT_FREE_SECONDS = 5.0
+RETURN_SECONDS = 45.0
 
 
 class AttachmentListener(Protocol):
@@ -285,6 +287,34 @@ class Attachments:
         self._awake.set()
         for entry in self._entries.values():
             entry.life.wake()
+
+    @asynccontextmanager
+    async def paused(self, attachment: Attachment) -> AsyncIterator[None]:
+        """Give it back for as long as the context lasts; it comes back, whether kept or not.
+
+        The end waits until it is attached again, or that has failed, ``RETURN_SECONDS`` at most.
+        """
+        entry = self._entries.get(attachment.number)
+        if entry is None:
+            yield
+            return
+        failure: UsbipError | None = None
+        entry.life.sleep()
+        try:
+            await entry.life.idle()
+            try:
+                yield
+            except UsbipError as error:
+                failure = error
+        finally:
+            # A machine that went to sleep meanwhile wakes it itself.
+            if not self._asleep:
+                entry.life.wake()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RETURN_SECONDS):
+                await entry.life.settled()
+        if failure is not None:
+            raise failure
 
     async def awake(self) -> None:
         """Wait while the machine is about to sleep: no connection is made for it any more."""

@@ -41,6 +41,7 @@ class Action(StrEnum):
     ATTACH_INPUT = "org.usbipssh1.attach-input"
     DETACH_OTHERS = "org.usbipssh1.detach-others"
     UNBIND = "org.usbipssh1.unbind"
+    RESET = "org.usbipssh1.reset"
     MANAGE_REMOTES = "org.usbipssh1.manage-remotes"
     USE_UNLISTED_REMOTE = "org.usbipssh1.use-unlisted-remote"
     ANSWER_FOR_ALL = "org.usbipssh1.answer-for-all"
@@ -53,6 +54,7 @@ _WHAT = {
     Action.ATTACH_INPUT: "attach USB devices that can type or carry the network",
     Action.DETACH_OTHERS: "detach USB devices that somebody else attached",
     Action.UNBIND: "take USB devices back from those who use them",
+    Action.RESET: "reset USB devices",
     Action.MANAGE_REMOTES: "change the list of remotes",
     Action.USE_UNLISTED_REMOTE: "use machines that are not in the list of remotes",
     Action.ANSWER_FOR_ALL: "do all that this request needs",

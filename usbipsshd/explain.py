@@ -22,7 +22,7 @@ _SENTENCES = {
     Code.DEVICE_BUSY: "The device is in use on {remote}{detail}; stop using it there, then try again.",
     Code.ALREADY_ATTACHED: "The device is still exported by {remote}; try again.",
     Code.DEVICE_CHANGED: "Another device sits on {remote} where the chosen one was; list again and choose.",
-    Code.DEVICE_FAILED: "{remote} could not hand over the device{detail}; unplug it, plug it in again, and try again.",
+    Code.DEVICE_FAILED: "{remote} could not {doing} the device{detail}; unplug it, plug it in again, and try again.",
     Code.TIMED_OUT: "{remote} took too long to answer{detail}; try again.",
     Code.CANCELLED: "Cancelled.",
     Code.LIMITS_EXCEEDED: "{remote} has more than is allowed{detail}.",
@@ -50,7 +50,8 @@ _PHRASES = (
     "the connection there was closed again", "no temporary folder",
     "the temporary folder is full or gone", "it is in use by another machine", "it is mounted",
     "it is a hub", "it is itself a remote device", "usbip-host does not let go of it",
-    "its connection does not end", "no driver took it back", "usbip-host does not take its name",
+    "its connection does not end", "no driver took it back", "it did not come back",
+    "nothing there can reset it", "usbip-host does not take its name",
     "usbip-host takes no more than 16 devices", "usbip-host does not take it",
     "usbip-host takes nothing in that port before a restart there",
     r"usbip-host reports state (?:[0-9]|none)",
@@ -64,8 +65,11 @@ _REASONS = frozenset(os.strerror(number).lower() for number in errno.errorcode)
 _KNOWN = re.compile("|".join(_PHRASES), re.ASCII)
 
 
-def explain(remote: str, code: Code, detail: str = "") -> UsbipError:
-    """The error a caller sees. ``detail`` comes from the session, so from a stranger."""
+def explain(remote: str, code: Code, detail: str = "", doing: str = "hand over") -> UsbipError:
+    """The error a caller sees. ``detail`` comes from the session, so from a stranger.
+
+    ``doing`` is what was to be done with the device.
+    """
     sentence = _SENTENCES.get(code)
     if sentence is None:
         code, sentence = Code.FAILED, "Something went wrong with {remote}{detail}; see the log."
@@ -78,4 +82,4 @@ def explain(remote: str, code: Code, detail: str = "") -> UsbipError:
         # Anything else is foreign text, which is no business of a caller's.
         detail = ""
     shown = f" ({detail})" if detail else ""
-    return UsbipError(code, sentence.format(remote=remote, detail=shown))
+    return UsbipError(code, sentence.format(remote=remote, detail=shown, doing=doing))

@@ -20,6 +20,7 @@ export   busid, vendor_id, product_id, devid, unmount, rebind:    {}; fd: a conn
          what becomes of it when the connection ends by itself    socket
 release  busid, rebind                                            {}
 unbind   busid                                                    {}
+reset    busid, vendor_id, product_id, devid                      {}
 statistics busid                                                  {"received", "sent"}: bytes
 exports                                                           {"busids": [...]}: held now
 cancel   request (an id)                                          {}

@@ -22,6 +22,8 @@ from usbipsshd.matcher import Matcher
 from usbipsshd.memory import Memory
 from usbipsshd.preflight import LocalChecks
 from usbipsshd.remotes import RemoteStore
+from usbipsshd.resets import Resets
+from usbipsshd.resetter import LocalResetter
 from usbipsshd.service import Service
 from usbipsshd.settings import Settings
 from usbipsshd.signer import Key
@@ -91,18 +93,22 @@ class Parts:
         self._links.listen(self.attachments)
         self._links.listen(self._hubs)
         self.attachments.listen(self._hubs)
+        exporter = LocalExporter(paths.sys, usb, events)
         self.service = Service(
             store=self._store,
             links=self._links,
             attachments=self.attachments,
             hubs=self._hubs,
             usb=usb,
-            exporter=LocalExporter(paths.sys, usb, events),
+            exporter=exporter,
             ids=ids,
             chooser=chooser,
             launcher=settings.launcher,
             checks=LocalChecks(vhci, os.uname().release, paths.modules, paths.os_release),
             keep=self._memory.write,
+        )
+        self.resets = Resets(
+            self.service, usb, chooser, LocalResetter(usb, exporter, events, paths.mountinfo)
         )
 
     def publish(self, tree: ObjectTree) -> None:

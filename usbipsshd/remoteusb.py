@@ -23,15 +23,16 @@ LIST_SECONDS = 15.0
 EXPORT_SECONDS = 25.0
 RELEASE_SECONDS = 20.0
 UNBIND_SECONDS = 25.0
+RESET_SECONDS = 45.0
 STATISTICS_SECONDS = 5.0
 
 
 @contextmanager
-def _explained(remote: str) -> Iterator[None]:
+def _explained(remote: str, doing: str = "hand over") -> Iterator[None]:
     try:
         yield
     except SessionFailure as failure:
-        raise explain(remote, failure.code, failure.detail) from None
+        raise explain(remote, failure.code, failure.detail, doing) from None
     except BadPacket:
         raise explain(remote, Code.FAILED) from None
 
@@ -106,6 +107,19 @@ class RemoteUsb:
         """Give back a device that usbip-host holds, whoever exported it."""
         with _explained(self._remote):
             reply = await self._session.request("unbind", seconds=UNBIND_SECONDS, busid=busid)
+            reply.descriptors.close()
+
+    async def reset(self, device: Device) -> None:
+        """Reset the port of a device that is not exported through this session."""
+        with _explained(self._remote, "reset"):
+            reply = await self._session.request(
+                "reset",
+                seconds=RESET_SECONDS,
+                busid=device.busid,
+                vendor_id=device.vendor_id,
+                product_id=device.product_id,
+                devid=device.devid,
+            )
             reply.descriptors.close()
 
     async def exports(self) -> list[str]:

@@ -265,7 +265,7 @@ class Service:
 
     async def detach(self, asking: Asking, attachment: Attachment) -> None:
         """Detach one device and wait until it was given back."""
-        await self._may_detach(asking, attachment)
+        await self.may_detach(asking, attachment)
         self.hubs.leave_alone(attachment)
         await self.attachments.detach(attachment, asking.uid)
 
@@ -318,7 +318,8 @@ class Service:
         details = {"remote": remote, "busid": busid}
         return owner_uid == asking.uid or await asking.may(Action.DETACH_OTHERS, details)
 
-    async def _may_detach(self, asking: Asking, attachment: Attachment) -> None:
+    async def may_detach(self, asking: Asking, attachment: Attachment) -> None:
+        """Return if the caller may take an attachment from its owner; else raise."""
         if attachment.owner_uid != asking.uid:
             details, _ = self._details(self.store.find(attachment.remote), attachment.device)
             await asking.require([Action.DETACH_OTHERS], details)
@@ -346,7 +347,7 @@ class Service:
             ours = {d.busid: self.attachments.at(link.remote.name, d.busid) for d in exported}
             for attachment in ours.values():
                 if attachment is not None:
-                    await self._may_detach(asking, attachment)
+                    await self.may_detach(asking, attachment)
             for device in exported:
                 attachment = ours[device.busid]
                 if attachment is not None:

@@ -23,6 +23,7 @@ class Paths:
     machine_id: Path = Path("/etc/machine-id")
     modules: Path = Path("/lib/modules")
     os_release: Path = Path("/etc/os-release")
+    mountinfo: Path = Path("/proc/self/mountinfo")
     known_hosts: tuple[Path, ...] = (
         Path("/etc/ssh/ssh_known_hosts"),
         Path("/root/.ssh/known_hosts"),

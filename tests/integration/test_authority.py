@@ -372,6 +372,7 @@ def test_the_policys_defaults_are_the_designed_ones() -> None:
         Action.ATTACH_INPUT: ("auth_admin", "auth_admin", "auth_admin"),
         Action.DETACH_OTHERS: ("auth_admin", "auth_admin", "auth_admin_keep"),
         Action.UNBIND: ("auth_admin", "auth_admin", "auth_admin_keep"),
+        Action.RESET: ("auth_admin", "auth_admin", "auth_admin_keep"),
         Action.MANAGE_REMOTES: ("auth_admin", "auth_admin", "auth_admin"),
         Action.USE_UNLISTED_REMOTE: ("auth_admin", "auth_admin", "auth_admin"),
         Action.ANSWER_FOR_ALL: ("auth_admin", "auth_admin", "auth_admin"),

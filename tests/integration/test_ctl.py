@@ -171,6 +171,19 @@ def test_attach_status_detach(w: World) -> None:
     assert gone.err == "usbipsshctl: 2-1 of pi is not attached here.\n"
 
 
+def test_reset_and_find(w: World) -> None:
+    assert ctl(w, "reset", "pi", "SanDisk") == Done(0, "2-1\n", "")
+    assert ctl(w, "attach", "pi", "2-1").code == 0
+    assert ctl(w, "reset", "pi", "2-1").out == "2-1\n"
+    assert " attached " in ctl(w, "status").out
+    assert ctl(w, "reset", "pi", "9-9").code == 5
+    assert ctl(w, "find", "pi", "SanDisk") == Done(0, "2-1\n", "")
+    assert ctl(w, "find", "pi", "9-9").code == 5
+    many = ctl(w, "find", "pi", "0")
+    assert (many.code, many.out) == (5, "")
+    assert "1-1, 1-1.3, 2-1" in many.err
+
+
 def test_keep_and_all(w: World) -> None:
     assert ctl(w, "keep", "pi", "2-1").code == 0
     assert "kept" in ctl(w, "status").out

@@ -177,6 +177,7 @@ def test_a_question_that_nobody_may_be_asked(w: World) -> None:
         "ListRemote": ("ssa{sv}", "pi", "", "0"),
         "Attach": ("ssa{sv}", "pi", "1-2", "0"),
         "Unbind": ("ssa{sv}", "pi", "", "0"),
+        "Reset": ("ssa{sv}", "pi", "", "0"),
         "Preflight": ("sa{sv}", "pi", "0"),
         "AddRemote": ("sa{sv}", "new", "0"),
         "RemoveRemote": ("sa{sv}", "pi", "0"),

@@ -27,6 +27,7 @@ METHODS = {
         "AttachAll": ("ssa{sv}", "o"),
         "Detach": ("sa{sv}", "u"),
         "Unbind": ("ssa{sv}", "as"),
+        "Reset": ("ssa{sv}", "as"),
         "Preflight": ("sa{sv}", "aa{sv}"),
         "AddRemote": ("sa{sv}", "o"),
         "RemoveRemote": ("sa{sv}", ""),

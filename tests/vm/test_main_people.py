@@ -20,6 +20,7 @@ def test_without_permission_nothing_happens(pi: Pi, desk: Desk, user: str, error
         ("Attach", ["pi", BUSIDS["stick"]], {}),
         ("AttachAll", ["pi", ""], {}),
         ("Unbind", ["pi", ""], {}),
+        ("Reset", ["pi", ""], {}),
         ("AddRemote", ["other"], {"address": ("s", "root@pi")}),
         ("RemoveRemote", ["pi"], {}),
     ]

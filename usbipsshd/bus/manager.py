@@ -25,6 +25,7 @@ from usbipsshd.bus.values import Call, Caller, Variant, options
 from usbipsshd.errors import Code, UsbipError
 from usbipsshd.hub import Hub
 from usbipsshd.journal import Happening, tell
+from usbipsshd.resets import Resets
 from usbipsshd.service import AttachOptions, HubOptions, Service
 
 log = logging.getLogger(__name__)
@@ -113,8 +114,11 @@ def _number(values: Mapping[str, object], name: str) -> int | None:
 class Manager:
     """Handlers for every method of the contract."""
 
-    def __init__(self, service: Service, authority: Authority, bindings: Bindings) -> None:
+    def __init__(
+        self, service: Service, resets: Resets, authority: Authority, bindings: Bindings
+    ) -> None:
         self._service = service
+        self._resets = resets
         self._bindings = bindings
         self._authority = authority
 
@@ -127,6 +131,7 @@ class Manager:
             (MANAGER, "AttachAll"): self._attach_all,
             (MANAGER, "Detach"): self._detach,
             (MANAGER, "Unbind"): self._unbind,
+            (MANAGER, "Reset"): self._reset,
             (MANAGER, "Preflight"): self._preflight,
             (MANAGER, "AddRemote"): self._add_remote,
             (MANAGER, "RemoveRemote"): self._remove_remote,
@@ -217,6 +222,11 @@ class Manager:
         remote, pattern = _text(call.args[0]), _text(call.args[1])
         options(call.args[2], _NOTHING)
         return (await self._service.unbind(self._asks(call), remote, pattern),)
+
+    async def _reset(self, call: Call) -> Sequence[object]:
+        remote, pattern = _text(call.args[0]), _text(call.args[1])
+        options(call.args[2], _NOTHING)
+        return (await self._resets.reset(self._asks(call), remote, pattern),)
 
     async def _preflight(self, call: Call) -> Sequence[object]:
         remote = _text(call.args[0])

@@ -351,6 +351,14 @@ class Client:
         )  # fmt: skip
         return [str(busid) for busid in answer[0]] if isinstance(answer[0], list) else []
 
+    async def reset(self, remote: str, pattern: str, *, interactive: bool = False) -> list[str]:
+        """Reset; the bus ids of what was reset."""
+        answer = await self._ask(
+            "Reset", "ssa{sv}", [remote, pattern, {}], interactive=interactive,
+            seconds=ATTACH_SECONDS,
+        )  # fmt: skip
+        return [str(busid) for busid in answer[0]] if isinstance(answer[0], list) else []
+
     async def preflight(self, remote: str, *, interactive: bool = False) -> list[dict[str, str]]:
         """Preflight; the findings with the contract's keys. The remote "" is this machine alone."""
         answer = await self._ask("Preflight", "sa{sv}", [remote, {}], interactive=interactive)

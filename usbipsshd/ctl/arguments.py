@@ -22,6 +22,22 @@ def _vid_pid(text: str) -> tuple[int, int]:
     return int(match[1], 16), int(match[2], 16)
 
 
+def _add_remote(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    one = verbs.add_parser("remote", help="the list of remotes")
+    what = one.add_subparsers(dest="what", metavar="COMMAND", required=True)
+    what.add_parser("list", help="show it")
+    add = what.add_parser("add", help="add a remote")
+    add.add_argument("name", metavar="NAME")
+    add.add_argument("address", metavar="ADDRESS", nargs="?", default="", help="[user@]host[:port]")
+    add.add_argument("--sudo", action="store_true", help="the user there becomes root with sudo -n")
+    add.add_argument("--label", default="", help="a name for people")
+    remove = what.add_parser("remove", help="remove one; what it holds is detached")
+    remove.add_argument("name", metavar="NAME")
+    trust = what.add_parser("trust", help="trust a host key")
+    trust.add_argument("name", metavar="NAME")
+    trust.add_argument("fingerprint", metavar="SHA256:…", nargs="?", default="")
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line; ``verb`` (and ``what`` of ``remote``) say what is wanted."""
     whole = argparse.ArgumentParser(
@@ -40,6 +56,10 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("remote", nargs="?", metavar="REMOTE", help="a remote; . is this machine")
     one.add_argument("pattern", nargs="?", default="", metavar="PATTERN")
     one.add_argument("--json", action="store_true", help="as JSON")
+
+    one = verbs.add_parser("find", help="the bus id of the one device that matches")
+    one.add_argument("remote", metavar="REMOTE", help="a remote; . is this machine")
+    one.add_argument("pattern", metavar="PATTERN")
 
     for verb, text in (
         ("attach", "attach the one device that matches"),
@@ -70,6 +90,10 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("remote", metavar="REMOTE", help="a remote; . is this machine")
     one.add_argument("pattern", metavar="PATTERN", nargs="?", default="")
 
+    one = verbs.add_parser("reset", help="reset the USB port of devices, attached or not")
+    one.add_argument("remote", metavar="REMOTE", help="a remote; . is this machine")
+    one.add_argument("pattern", metavar="PATTERN")
+
     one = verbs.add_parser("status", help="what is attached, and what is waited for")
     one.add_argument("--json", action="store_true", help="as JSON")
 
@@ -86,17 +110,5 @@ def parser() -> argparse.ArgumentParser:
 
     verbs.add_parser("key", help="the daemon's ssh key, for a remote's authorized_keys")
 
-    one = verbs.add_parser("remote", help="the list of remotes")
-    what = one.add_subparsers(dest="what", metavar="COMMAND", required=True)
-    what.add_parser("list", help="show it")
-    add = what.add_parser("add", help="add a remote")
-    add.add_argument("name", metavar="NAME")
-    add.add_argument("address", metavar="ADDRESS", nargs="?", default="", help="[user@]host[:port]")
-    add.add_argument("--sudo", action="store_true", help="the user there becomes root with sudo -n")
-    add.add_argument("--label", default="", help="a name for people")
-    remove = what.add_parser("remove", help="remove one; what it holds is detached")
-    remove.add_argument("name", metavar="NAME")
-    trust = what.add_parser("trust", help="trust a host key")
-    trust.add_argument("name", metavar="NAME")
-    trust.add_argument("fingerprint", metavar="SHA256:…", nargs="?", default="")
+    _add_remote(verbs)
     return whole

@@ -23,6 +23,8 @@ from usbipsshd.ctl.tree import as_json, tree
 HERE = "."
 """How this machine is written where a remote is expected."""
 KEY_SECONDS = 5.0
+MAX_NAMED = 8
+"""Bus ids named in one message."""
 
 T = TypeVar("T")
 
@@ -83,6 +85,18 @@ class Commands:
             return name, await self._client.list_remote(name, interactive=self._terminal.asks)
         except ClientError as error:
             return name, error
+
+    async def _find(self) -> Exit:
+        words = self._words
+        found = await self._devices(words.remote, words.pattern)
+        if len(found) != 1:
+            named = ", ".join(device.busid for device in found[:MAX_NAMED])
+            raise ClientError(
+                f"org.usbipssh1.Error.{'MultipleDevices' if found else 'DeviceNotFound'}",
+                f"{len(found)} devices match: {named}." if found else "No device matches.",
+            )
+        self._terminal.say(found[0].busid)
+        return Exit.OK
 
     async def _devices(self, remote: str, pattern: str) -> list[Device]:
         if remote == HERE:
@@ -204,6 +218,18 @@ class Commands:
             busids = await self._client.unbind(
                 remote, self._words.pattern, interactive=self._terminal.asks
             )
+        self._terminal.say(*busids)
+        return Exit.OK
+
+    async def _reset(self) -> Exit:
+        remote = "" if self._words.remote == HERE else self._words.remote
+        busids = await self._asking(
+            self._words.remote,
+            f"Resetting at {self._words.remote}",
+            lambda: self._client.reset(
+                remote, self._words.pattern, interactive=self._terminal.asks
+            ),
+        )
         self._terminal.say(*busids)
         return Exit.OK
 

@@ -39,8 +39,9 @@ READ_LIMIT = 20.0
 BIND_LIMIT = 25.0
 CONNECT_LIMIT = 15.0
 RELEASE_LIMIT = 30.0
+RESET_LIMIT = 40.0
 END_LIMIT = 15.0
-"""Seconds for a start, a listing, a bind, a connect, a release, the end."""
+"""Seconds for a start, a listing, a bind, a connect, a release, a reset, the end."""
 
 PING_INTERVAL = 10.0
 MAX_UNANSWERED = 3
@@ -354,6 +355,13 @@ class Agent:
     async def unbind(self, busid: str) -> None:
         """Take the device from usbip-host, whoever gave it to it."""
         await self._ask(f"unbind {busid}", RELEASE_LIMIT)
+
+    async def reset(self, busid: str, vendor_id: int, product_id: int, devid: int) -> None:
+        """Reset the device's port, if it is still that one."""
+        await self._ask(
+            f"reset {busid} {vendor_id:04x} {product_id:04x} {devid >> 16} {devid & 0xFFFF}",
+            RESET_LIMIT,
+        )
 
     async def close(self, limit: float = END_LIMIT) -> None:
         """End its input and wait until it has given everything back and ended."""

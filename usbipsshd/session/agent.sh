@@ -29,6 +29,7 @@
 #                                          send TOKEN and a newline, give the socket to usbip-host
 #   TAG release BUSID REBIND               end the connection; give the device back
 #   TAG unbind BUSID                       the same whoever had exported it
+#   TAG reset BUSID VID PID BUSNUM DEVNUM  reset the port of that very device
 #   TAG facts                              m loaded|there|missing   usbip-host; loads nothing
 #                                          s COUNT              bus ids in match_busid
 #   TAG watch                              changed              each time a USB device or interface
@@ -1012,6 +1013,34 @@ same() {
         get "$at/devnum" && [ "$value" = "$4" ]
 }
 
+# meant BUSID VID PID BUSNUM DEVNUM: whether it is there, is that one, and anybody's to take.
+meant() {
+    at=$devices/$1
+    if [ ! -d "$at" ]; then
+        fail DeviceNotFound "$1"
+        return 1
+    fi
+    if ! same "$2" "$3" "$4" "$5"; then
+        fail DeviceChanged "$1"
+        return 1
+    fi
+    if get "$at/bDeviceClass" && [ "$value" = 09 ]; then
+        fail DeviceFailed 'it is a hub'
+        return 1
+    fi
+    get "$devices/usb$4/serial"
+    case $value in
+        vhci_hcd*)
+            fail DeviceFailed 'it is itself a remote device'
+            return 1
+            ;;
+    esac
+    if exported "$1" && get "$at/usbip_status" && [ "$value" = 2 ]; then
+        fail DeviceBusy 'it is in use by another machine'
+        return 1
+    fi
+}
+
 # may_bind BUSID VID PID BUSNUM DEVNUM UNMOUNT: all that can be said before anything is changed.
 may_bind() {
     at=$devices/$1
@@ -1035,30 +1064,7 @@ may_bind() {
             return 1
         fi
     fi
-    if [ ! -d "$at" ]; then
-        fail DeviceNotFound "$1"
-        return 1
-    fi
-    if ! same "$2" "$3" "$4" "$5"; then
-        fail DeviceChanged "$1"
-        return 1
-    fi
-    if get "$at/bDeviceClass" && [ "$value" = 09 ]; then
-        fail DeviceFailed 'it is a hub'
-        return 1
-    fi
-    get "$devices/usb$4/serial"
-    case $value in
-        vhci_hcd*)
-            fail DeviceFailed 'it is itself a remote device'
-            return 1
-            ;;
-    esac
-    if driver_of "$at" && [ "$value" = usbip-host ] && get "$at/usbip_status" &&
-        [ "$value" = 2 ]; then
-        fail DeviceBusy 'it is in use by another machine'
-        return 1
-    fi
+    meant "$@" || return
     mounts "$1"
     if [ "$6" = 0 ] && { [ -n "$mounts$swaps" ] || stacked; }; then
         fail DeviceBusy 'it is mounted'
@@ -1261,6 +1267,98 @@ unbind() {
     else
         fail DeviceNotFound "$1"
     fi
+}
+
+# --- resetting ------------------------------------------------------------------------------
+
+# USBDEVFS_RESET on the node (linux/usbdevice_fs.h): drivers that know of resets stay bound, and disks
+# mounted. 2 where the device came back as another one, which the kernel then takes anew (ENODEV).
+reset_with_perl() {
+    exec perl -e '
+        open(N, "+<", $ENV{NODE}) or exit 1;
+        defined(ioctl(N, $ENV{CODE} + 0, 0)) or exit($! == 19 ? 2 : 1);'
+}
+
+reset_with_python3() {
+    exec python3 -I -S -c '
+import fcntl, os, sys
+try: fcntl.ioctl(os.open(os.environ["NODE"], os.O_RDWR), int(os.environ["CODE"]), 0)
+except OSError as error: sys.exit(2 if error.errno == 19 else 1)'
+}
+
+# reset_node: by the ioctl; false where nothing here can do that.
+reset_node() {
+    # _IO has other bits there (asm/ioctl.h).
+    case $(uname -m) in
+        alpha* | mips* | ppc* | sparc*) CODE=536892692 ;;
+        *) CODE=21780 ;;
+    esac
+    NODE=$node
+    export NODE CODE
+    for name in perl python3; do
+        command -v "$name" >/dev/null || continue
+        bounded 15 "reset_with_$name"
+        case $result in
+            0 | 2) return ;;
+        esac
+    done
+    return 1
+}
+
+# reset_port BUSID: without a program for ioctl. What is done then pulls the device out for the kernel,
+# and puts it in again: by its port (Linux 6.0 and newer, where power may be cut, too), else by taking
+# its authorization, which resets no more than its configuration.
+reset_port() {
+    if exported "$1" && ! give_back "$1" 1; then
+        code=DeviceFailed
+        return 1
+    fi
+    mounts "$1"
+    if [ -n "$mounts$swaps" ] || stacked; then
+        code=DeviceBusy
+        why='it is mounted'
+        return 1
+    fi
+    code=DeviceFailed
+    why='nothing there can reset it'
+    port=$(cd -P "$at/port" 2>/dev/null && pwd -P)
+    if [ -n "$port" ] && [ -w "$port/disable" ] && put "$port/disable" 1; then
+        waited=0
+        while [ "$waited" -lt 5 ]; do
+            nap
+        done
+        put "$port/disable" 0
+    else
+        put "$at/authorized" 0 && put "$at/authorized" 1
+    fi
+}
+
+reset() {
+    if [ "$uid" != 0 ]; then
+        fail NotPermittedThere "uid $uid"
+        return
+    fi
+    meant "$@" || return
+    # After a reset of its own that failed usbip-host does nothing with it any more.
+    if exported "$1" && get "$at/usbip_status" && [ "$value" = 3 ] && ! give_back "$1" 1; then
+        fail DeviceFailed "$why"
+        return
+    fi
+    driver_of "$at"
+    had=$value
+    if { ! nodes_of "$1" || ! reset_node; } && ! reset_port "$1"; then
+        fail "$code" "$why"
+        return
+    fi
+    waited=0
+    until [ -e "$at/idVendor" ] && { [ -z "$had" ] || driver_of "$at"; }; do
+        if [ "$waited" -ge 80 ]; then
+            fail DeviceFailed 'it did not come back'
+            return
+        fi
+        nap
+    done
+    ok
 }
 
 # --- what comes and goes --------------------------------------------------------------------
@@ -1674,6 +1772,9 @@ request() {
                     perl | python3 | socat | ncat | bash | busybox) start "$@" ;;
                     *) false ;;
                 esac
+            ;;
+        6:reset)
+            busid "$2" && hex4 "$3" && hex4 "$4" && number "$5" && number "$6" && start "$@"
             ;;
         3:release) busid "$2" && flag "$3" && start "$@" ;;
         2:unbind) busid "$2" && start "$@" ;;

@@ -193,6 +193,13 @@ class Exports:
             else:
                 await to_the_end(self._agent.unbind(busid))
 
+    async def reset(self, busid: str, vendor_id: int, product_id: int, devid: int) -> None:
+        """Reset a device's port; AlreadyAttached while it is exported here."""
+        async with self._agent.device(busid):
+            if busid in self._held:
+                raise Failure(Code.ALREADY_ATTACHED)
+            await to_the_end(self._agent.reset(busid, vendor_id, product_id, devid))
+
     def busids(self) -> list[str]:
         """The devices that are exported now."""
         return sorted(self._held)

@@ -88,6 +88,7 @@ class Session:
             "exports": self._list_exports,
             "release": self._release,
             "unbind": self._unbind,
+            "reset": self._reset,
             "statistics": self._statistics,
             "cancel": self._cancel,
         }
@@ -341,6 +342,15 @@ class Session:
 
     async def _unbind(self, _id: int, packet: Packet, _fds: Descriptors) -> Packet:
         await self._ready().exports.unbind(get_busid(packet))
+        return {}
+
+    async def _reset(self, _id: int, packet: Packet, _fds: Descriptors) -> Packet:
+        await self._ready().exports.reset(
+            get_busid(packet),
+            get_int(packet, "vendor_id", 0xFFFF),
+            get_int(packet, "product_id", 0xFFFF),
+            get_int(packet, "devid"),
+        )
         return {}
 
     async def _statistics(self, _id: int, packet: Packet, _fds: Descriptors) -> Packet:

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Resets of devices that match, there or here, attached or not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from usbipsshd.attachment import Attachment
+from usbipsshd.authority import Action
+from usbipsshd.chooser import Chooser, attachable
+from usbipsshd.device import Device
+from usbipsshd.errors import Code, UsbipError
+from usbipsshd.localusb import LocalUsb
+from usbipsshd.pattern import Pattern
+from usbipsshd.remoteusb import RemoteUsb
+from usbipsshd.resetter import LocalResetter
+from usbipsshd.service import Asking, Service
+
+log = logging.getLogger(__name__)
+
+
+class Resets:
+    """The work of Reset."""
+
+    def __init__(
+        self, service: Service, usb: LocalUsb, chooser: Chooser, local: LocalResetter
+    ) -> None:
+        self._service = service
+        self._usb = usb
+        self._chooser = chooser
+        self._local = local
+
+    async def reset(self, asking: Asking, remote: str, pattern: str) -> list[str]:
+        """Reset the devices that match; return their bus ids. The remote "" is this machine.
+
+        What is attached here is given back for that time, and is back when this returns. Raises
+        :exc:`UsbipError` for the first that cannot be reset.
+        """
+        parsed = Pattern.parse(pattern)
+        if not remote:
+            await asking.require([Action.RESET], {"remote": ""})
+            devices = await self._select(parsed, self._usb.devices(), "This machine")
+            for device in devices:
+                await self._local.reset(device)
+        else:
+            devices = await self._reset_there(asking, remote, parsed)
+        busids = [device.busid for device in devices]
+        log.info("uid %d reset %s of %s", asking.uid, " ".join(busids), remote or "this machine")
+        return busids
+
+    async def _reset_there(self, asking: Asking, remote: str, pattern: Pattern) -> list[Device]:
+        service = self._service
+        link = service.links.to(service.store.find(remote))
+        name = link.remote.name
+        unlisted = [] if link.remote.listed else [Action.USE_UNLISTED_REMOTE]
+        # Somebody else's attachment may be among what is found.
+        others = any(a.remote == name and a.owner_uid != asking.uid for a in service.attachments)
+        await asking.require([*unlisted, Action.RESET], {"remote": name}, more=others)
+        async with link.use() as session:
+            usb = RemoteUsb(session, name)
+            devices = await self._select(pattern, await usb.devices(), name)
+            attached = {d.busid: service.attachments.at(name, d.busid) for d in devices}
+            for attachment in attached.values():
+                if attachment is not None:
+                    await service.may_detach(asking, attachment)
+            for device in devices:
+                await self._reset_one(usb, device, attached[device.busid])
+        return devices
+
+    async def _reset_one(
+        self, usb: RemoteUsb, device: Device, attachment: Attachment | None
+    ) -> None:
+        if attachment is None:
+            await usb.reset(device)
+            return
+        async with self._service.attachments.paused(attachment):
+            await usb.reset(device)
+
+    async def _select(
+        self, pattern: Pattern, devices: Sequence[Device], where: str
+    ) -> list[Device]:
+        found = await self._chooser.select(pattern, devices)
+        fit = [device for device in found if attachable(device)]
+        if not fit:
+            why = "no device that matches"
+            if found:
+                why = "only hubs and devices attached from elsewhere that match"
+            raise UsbipError(
+                Code.DEVICE_NOT_FOUND, f"{where} has {why}; list it to see what is there."
+            )
+        return fit
