@@ -8,10 +8,11 @@ export USBIPSSHD_CACHE
 
 DEBIAN := /usr/bin/python3
 NEWEST := $(USBIPSSHD_CACHE)/newest
+AUDIT := $(USBIPSSHD_CACHE)/audit
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E)
 RUN := $(AS_ROOT) env PYTHONPATH=.:tests:tests/vm PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 
-.PHONY: help check test lint format unit test-debian test-newest test-vm test-faults bench demo deb \
+.PHONY: help check test lint format unit test-debian test-newest test-vm test-faults bench demo deb audit reproducible \
 	install uninstall clean setup setup-build setup-lint setup-test setup-newest setup-vm
 
 help:
@@ -30,7 +31,7 @@ check:
 	@tools/phases setup lint unit
 
 test:
-	@tools/phases setup lint test-debian test-newest deb test-vm
+	@tools/phases setup lint audit test-debian test-newest deb reproducible test-vm
 
 # What is missing on this machine
 setup: setup-lint setup-test setup-newest
@@ -47,6 +48,11 @@ setup-vm: setup-test
 
 lint: setup-lint setup-newest
 	@tools/lint $(NEWEST)
+
+# Where advisories can be reached
+audit: setup-newest
+	@$(AS_ROOT) $(DEBIAN) tools/setup_venv.py $(AUDIT) audit || echo 'audit: pip-audit is not to be had'
+	@$(DEBIAN) tools/audit.py $(AUDIT)/bin/pip-audit $(NEWEST)
 
 format: setup-newest
 	$(NEWEST)/bin/ruff check --fix --cache-dir build/ruff .
@@ -79,6 +85,9 @@ bench: setup-test
 
 deb: setup-build
 	@tools/build-deb
+
+reproducible: deb
+	@tools/check-reproducible
 
 install:
 	@tools/install "$(DESTDIR)" "$(PREFIX)"

@@ -1,13 +1,13 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Make or refresh the virtual environment with the newest releases.
+"""Make or refresh a virtual environment with the newest releases.
 
-    tools/setup_venv.py FOLDER
+    tools/setup_venv.py FOLDER [GROUP...]
 
 It holds what pyproject.toml names: the dependencies and the groups ``tray``, ``test`` and
-``lint``, each in its newest release. A week later, or when the list changes, it is brought up to
-date; a refresh that fails (no network) leaves the environment in use. Every user can read it,
-whatever the umask.
+``lint``, or the given groups alone, each in its newest release. A week later, or when the list
+changes, it is brought up to date; a refresh that fails (no network) leaves the environment in use.
+Every user can read it, whatever the umask.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ MAX_AGE = 7 * 24 * 3600
 """Seconds after which newer releases are looked for."""
 
 
-def wanted() -> list[str]:
+def wanted(names: list[str]) -> list[str]:
     """The requirements, from pyproject.toml."""
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     groups = project["optional-dependencies"]
+    if names:
+        return sorted(each for name in names for each in groups[name])
     return sorted([*project["dependencies"], *groups["tray"], *groups["test"], *groups["lint"]])
 
 
@@ -35,7 +37,7 @@ def main() -> int:
     """Bring the environment up to date; return an exit status."""
     os.umask(0o022)
     folder = Path(sys.argv[1])
-    requirements = wanted()
+    requirements = wanted(sys.argv[2:])
     stamp = folder / "requirements.sha256"
     digest = hashlib.sha256("\n".join([sys.version, *requirements]).encode()).hexdigest()
     current = stamp.exists() and stamp.read_text() == digest
