@@ -88,6 +88,8 @@ class Attachment:
     comes back by pattern may be another, and never one that can do more."""
     hub: int = 0
     """The number of the hub that made it; 0 for none."""
+    private: int = 0
+    """The number of the private link that it uses; 0 for the one that all share."""
     bound_to: str = ""
     """The caller's name on the bus if it lives no longer than that; empty if not."""
     input_allowed: bool = False

@@ -98,7 +98,7 @@ class Attachments:
         self._awake = asyncio.Event()
         self._awake.set()
         self._stopping = False
-        self._looking: set[str] = set()
+        self._looking: set[Link] = set()
         events.listen(self.look)
 
     def listen(self, listener: AttachmentListener) -> None:
@@ -374,7 +374,6 @@ class Attachments:
 
     def link_devices_changed(self, link: Link) -> None:
         """See :class:`usbipsshd.links.LinkListener`: what is missing may be back."""
-        name = link.remote.name
         failed = False
         for entry in self._entries.values():
             if entry.link is not link or entry.attachment.state is not State.WAITING:
@@ -383,9 +382,11 @@ class Attachments:
                 entry.life.poke()
             else:
                 failed = True
-        if failed and name not in self._looking:
-            self._looking.add(name)
-            self._group.create_task(self._see_what_changed(link), name=f"look at {name}")
+        if failed and link not in self._looking:
+            self._looking.add(link)
+            self._group.create_task(
+                self._see_what_changed(link), name=f"look at {link.remote.name}"
+            )
 
     async def _see_what_changed(self, link: Link) -> None:
         """Try at once what had failed and was unplugged or plugged in anew meanwhile."""
@@ -393,12 +394,12 @@ class Attachments:
         try:
             async with link.use() as session:
                 # From here on, another change is worth another look.
-                self._looking.discard(name)
+                self._looking.discard(link)
                 there = {(d.busid, d.devnum) for d in await RemoteUsb(session, name).devices()}
         except UsbipError:
             return
         finally:
-            self._looking.discard(name)
+            self._looking.discard(link)
         for entry in self._entries.values():
             if entry.link is link and entry.failed is not None and entry.failed not in there:
                 entry.failed = None

@@ -41,6 +41,8 @@ class Hub:
     persist: bool = False
     unmount: bool = True
     rebind: bool = True
+    private: int = 0
+    """The number of the private link that it uses; 0 for the one that all share."""
     state: State = State.CONNECTING
     """ATTACHED while it watches the remote."""
     attachments: list[int] = field(default_factory=list)
@@ -208,6 +210,7 @@ class HubLife:
                 unmount=hub.unmount,
                 rebind=hub.rebind,
                 hub=hub.number,
+                private=hub.private,
                 input_allowed=True,
             )
             self._attachments.begin(self.link, attachment)

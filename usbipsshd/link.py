@@ -62,6 +62,8 @@ class LinkHooks:
     """It is connected; the descriptor of its control socket."""
     ended: Callable[[], None]
     """The session's control socket is of no use any more."""
+    unused: Callable[[], None] = lambda: None
+    """Nobody uses it now."""
 
 
 class Link:
@@ -76,8 +78,12 @@ class Link:
         ways: Ways,
         hooks: LinkHooks,
         idle_seconds: float = IDLE_SECONDS,
+        private: int = 0,
     ) -> None:
         self.remote = remote
+        self.private = private
+        """The number of a connection that is one caller's own; 0 for the one that all share.
+        Nothing is published of a private one."""
         self.status = LinkStatus()
         self._group = group
         self._launcher = launcher
@@ -116,6 +122,8 @@ class Link:
             self._users -= 1
             if not self._users:
                 self._nobody_left()
+                if not self._abandoned:
+                    self._hooks.unused()
 
     async def _session(self) -> Session:
         while True:
@@ -282,6 +290,8 @@ class Link:
                 f"No remote is called {self.remote.address.host} here, "
                 "and no host of that name is known.",
             )
+        if failure.code is Code.SSH_AUTH_FAILED:
+            return self._ways.refused(self.remote.name)
         error = explain(self.remote.name, failure.code, failure.detail)
         if failure.code in (Code.HOST_KEY_UNKNOWN, Code.HOST_KEY_MISMATCH):
             self.status.offered_host_key = failure.detail

@@ -70,12 +70,12 @@ class Parts:
         self._store.load()
         self._memory = Memory(paths.run, paths.state)
         self._importer = Importer(vhci, usb, hold, events, modprobe, taken_ports=taken_ports)
+        own = OwnKeys(key)
         self._links = Links(
             group=group,
             launcher=settings.launcher,
-            ways=Ways(
-                SshConfig(paths.config / "ssh_config"), OwnKeys(key), self._store.known_hosts
-            ),
+            ways=Ways(SshConfig(paths.config / "ssh_config"), own, self._store.known_hosts),
+            own=own,
             keeper=settings.notifier,
         )
         self.attachments = Attachments(

@@ -48,6 +48,11 @@ def _number(packet: Mapping[str, Json]) -> int:
     return number
 
 
+def _private(packet: Mapping[str, Json]) -> int:
+    # Records of an earlier version do not have it.
+    return get_int({"private": 0, **packet}, "private", _TOP_NUMBER)
+
+
 def _text(packet: Mapping[str, Json], name: str) -> str:
     """What was a caller's argument once, so nothing that cannot be printed is in it."""
     text = get_str(packet, name, 512)
@@ -83,6 +88,7 @@ def attachment_to_json(attachment: Attachment) -> Packet:
         "persist": attachment.persist,
         "approved": None if attachment.approved is None else device_to_json(attachment.approved),
         "hub": attachment.hub,
+        "private": attachment.private,
         "bound_to": attachment.bound_to,
         "input_allowed": attachment.input_allowed,
         "attached_at": attachment.attached_at,
@@ -106,6 +112,7 @@ def attachment_from_json(packet: Mapping[str, Json]) -> Attachment:
         if packet.get("approved") is None
         else device_from_json(get_object(packet, "approved")),
         hub=get_int(packet, "hub", _TOP_NUMBER),
+        private=_private(packet),
         bound_to=_text(packet, "bound_to"),
         input_allowed=get_bool(packet, "input_allowed"),
         state=State.WAITING,
@@ -137,6 +144,7 @@ def hub_to_json(hub: Hub) -> Packet:
         "persist": hub.persist,
         "unmount": hub.unmount,
         "rebind": hub.rebind,
+        "private": hub.private,
         "aside": [[busid, devnum] for busid, devnum in hub.aside],
     }
 
@@ -151,5 +159,6 @@ def hub_from_json(packet: Mapping[str, Json]) -> Hub:
         persist=get_bool(packet, "persist"),
         unmount=get_bool(packet, "unmount"),
         rebind=get_bool(packet, "rebind"),
+        private=_private(packet),
         aside=_read_plugs(packet, "aside"),
     )

@@ -11,6 +11,7 @@ from usbipsshd.authority import Action
 from usbipsshd.chooser import Chooser, attachable
 from usbipsshd.device import Device
 from usbipsshd.errors import Code, UsbipError
+from usbipsshd.links import PassedAgent
 from usbipsshd.localusb import LocalUsb
 from usbipsshd.pattern import Pattern
 from usbipsshd.remoteusb import RemoteUsb
@@ -31,7 +32,9 @@ class Resets:
         self._chooser = chooser
         self._local = local
 
-    async def reset(self, asking: Asking, remote: str, pattern: str) -> list[str]:
+    async def reset(
+        self, asking: Asking, remote: str, pattern: str, agent: PassedAgent | None = None
+    ) -> list[str]:
         """Reset the devices that match; return their bus ids. The remote "" is this machine.
 
         What is attached here is given back for that time, and is back when this returns. Raises
@@ -44,28 +47,31 @@ class Resets:
             for device in devices:
                 await self._local.reset(device)
         else:
-            devices = await self._reset_there(asking, remote, parsed)
+            devices = await self._reset_there(asking, remote, parsed, agent)
         busids = [device.busid for device in devices]
         log.info("uid %d reset %s of %s", asking.uid, " ".join(busids), remote or "this machine")
         return busids
 
-    async def _reset_there(self, asking: Asking, remote: str, pattern: Pattern) -> list[Device]:
+    async def _reset_there(
+        self, asking: Asking, remote: str, pattern: Pattern, agent: PassedAgent | None
+    ) -> list[Device]:
         service = self._service
-        link = service.links.to(service.store.find(remote))
-        name = link.remote.name
-        unlisted = [] if link.remote.listed else [Action.USE_UNLISTED_REMOTE]
+        found = service.store.find(remote)
+        name = found.name
+        unlisted = [] if found.listed else [Action.USE_UNLISTED_REMOTE]
         # Somebody else's attachment may be among what is found.
         others = any(a.remote == name and a.owner_uid != asking.uid for a in service.attachments)
         await asking.require([*unlisted, Action.RESET], {"remote": name}, more=others)
-        async with link.use() as session:
-            usb = RemoteUsb(session, name)
-            devices = await self._select(pattern, await usb.devices(), name)
-            attached = {d.busid: service.attachments.at(name, d.busid) for d in devices}
-            for attachment in attached.values():
-                if attachment is not None:
-                    await service.may_detach(asking, attachment)
-            for device in devices:
-                await self._reset_one(usb, device, attached[device.busid])
+        with service.links.kept(found, agent) as link:
+            async with link.use() as session:
+                usb = RemoteUsb(session, name)
+                devices = await self._select(pattern, await usb.devices(), name)
+                attached = {d.busid: service.attachments.at(name, d.busid) for d in devices}
+                for attachment in attached.values():
+                    if attachment is not None:
+                        await service.may_detach(asking, attachment)
+                for device in devices:
+                    await self._reset_one(usb, device, attached[device.busid])
         return devices
 
     async def _reset_one(

@@ -24,8 +24,7 @@ from usbipsshd.hostkey import fetch_host_key
 from usbipsshd.hub import Hub
 from usbipsshd.hubs import Hubs
 from usbipsshd.launcher import Launcher
-from usbipsshd.link import Link
-from usbipsshd.links import Links
+from usbipsshd.links import Links, PassedAgent
 from usbipsshd.localusb import LocalUsb
 from usbipsshd.pattern import Pattern
 from usbipsshd.preflight import Finding, LocalChecks, Verdict, there
@@ -126,43 +125,57 @@ class Service:
             self._listed("", d) for d in await self._chooser.select(parsed, self._usb.devices())
         ]
 
-    async def list_remote(self, asking: Asking, remote: str, pattern: str) -> list[Listed]:
+    async def list_remote(
+        self, asking: Asking, remote: str, pattern: str, agent: PassedAgent | None = None
+    ) -> list[Listed]:
         """A remote's devices that match, in tree order."""
         parsed = Pattern.parse(pattern)
-        link = self._link(remote)
-        await asking.require(_to_connect(link.remote), {"remote": link.remote.name})
-        async with link.use() as session:
-            devices = await RemoteUsb(session, link.remote.name).devices()
-        return [
-            self._listed(link.remote.name, d) for d in await self._chooser.select(parsed, devices)
-        ]
+        found = self.store.find(remote)
+        await asking.require(_to_connect(found), {"remote": found.name})
+        with self.links.kept(found, agent) as link:
+            async with link.use() as session:
+                devices = await RemoteUsb(session, found.name).devices()
+        return [self._listed(found.name, d) for d in await self._chooser.select(parsed, devices)]
 
-    async def preflight(self, asking: Asking, remote: str) -> list[Finding]:
+    async def preflight(
+        self, asking: Asking, remote: str, agent: PassedAgent | None = None
+    ) -> list[Finding]:
         """What would stop an attach, here and, unless ``remote`` is empty, there."""
         if not remote:
             return list(self._checks.findings())
-        link = self._link(remote)
-        name = link.remote.name
-        await asking.require(_to_connect(link.remote), {"remote": name})
+        there_ = self.store.find(remote)
+        name = there_.name
+        await asking.require(_to_connect(there_), {"remote": name})
         found = list(self._checks.findings())
         try:
-            async with link.use() as session:
-                facts = await RemoteUsb(session, name).facts()
+            with self.links.kept(there_, agent) as link:
+                async with link.use() as session:
+                    facts = await RemoteUsb(session, name).facts()
         except UsbipError as error:
             return [*found, Finding("connection", "there", Verdict.PROBLEM, error.message)]
         connected = Finding("connection", "there", Verdict.OK, f"{name} lets this machine in.")
         return [*found, connected, *there(name, facts)]
 
     async def attach(
-        self, asking: Asking, remote: str, pattern: str, options: AttachOptions
+        self,
+        asking: Asking,
+        remote: str,
+        pattern: str,
+        options: AttachOptions,
+        agent: PassedAgent | None = None,
     ) -> Attachment:
-        """Attach the one device that matches; return when it is usable here."""
+        """Attach the one device that matches; return when it is usable here.
+
+        With ``agent`` the attachment has a connection of its own, for as long as it lasts.
+        """
         parsed = Pattern.parse(pattern)
-        link = self._link(remote)
-        name = link.remote.name
-        await asking.require(_to_connect(link.remote), {"remote": name}, more=True)
+        if agent is not None and options.persist:
+            raise _no_agent_later()
+        found = self.store.find(remote)
+        name = found.name
+        await asking.require(_to_connect(found), {"remote": name}, more=True)
         await self.attachments.awake()
-        with link.kept():
+        with self.links.kept(found, agent) as link:
             async with link.use() as session:
                 device = await self._chooser.one(
                     RemoteUsb(session, name), name, parsed, self._is_free(name)
@@ -173,7 +186,7 @@ class Service:
             ) and options.expect_product_id in (None, device.product_id)
             if not expected:
                 raise changed(name, device)
-            details, action = self._details(link.remote, device)
+            details, action = self._details(found, device)
             managing = [Action.MANAGE_REMOTES] if options.persist else []
             await asking.require([*managing, action], details)
             attachment = Attachment(
@@ -187,41 +200,55 @@ class Service:
                 keep=options.keep or options.persist,
                 persist=options.persist,
                 input_allowed=action is Action.ATTACH_INPUT,
+                private=link.private,
                 bound_to=options.bound_to,
             )
             self.attachments.begin(link, attachment)
             if options.persist and not self._keep():
                 await self.attachments.detach(attachment, asking.uid)
                 raise _cannot_keep()
-        await self.attachments.usable(attachment)
+            # By then the attachment itself keeps the link.
+            await self.attachments.usable(attachment)
         return attachment
 
     def _is_free(self, remote: str) -> Callable[[Device], bool]:
         return lambda device: self.attachments.at(remote, device.busid) is None
 
     async def attach_all(
-        self, asking: Asking, remote: str, pattern: str, options: HubOptions
+        self,
+        asking: Asking,
+        remote: str,
+        pattern: str,
+        options: HubOptions,
+        agent: PassedAgent | None = None,
     ) -> Hub:
-        """Attach every device that matches, now and later; return when the remote is watched."""
+        """Attach every device that matches, now and later; return when the remote is watched.
+
+        With ``agent`` the hub has a connection of its own, for as long as it lasts.
+        """
         Pattern.parse(pattern)
-        link = self._link(remote)
+        if agent is not None and options.persist:
+            raise _no_agent_later()
+        found = self.store.find(remote)
         managing = [Action.MANAGE_REMOTES] if options.persist else []
-        actions = [*managing, *_to_connect(link.remote), Action.ATTACH_INPUT]
-        await asking.require(actions, {"remote": link.remote.name})
-        hub = Hub(
-            self.hubs.number(),
-            link.remote.name,
-            pattern,
-            asking.uid,
-            persist=options.persist,
-            unmount=options.unmount,
-            rebind=options.rebind,
-        )
-        self.hubs.begin(link, hub)
-        if options.persist and not self._keep():
-            await self.hubs.detach(hub, asking.uid)
-            raise _cannot_keep()
-        await self.hubs.watching(hub)
+        actions = [*managing, *_to_connect(found), Action.ATTACH_INPUT]
+        await asking.require(actions, {"remote": found.name})
+        with self.links.kept(found, agent) as link:
+            hub = Hub(
+                self.hubs.number(),
+                found.name,
+                pattern,
+                asking.uid,
+                persist=options.persist,
+                unmount=options.unmount,
+                rebind=options.rebind,
+                private=link.private,
+            )
+            self.hubs.begin(link, hub)
+            if options.persist and not self._keep():
+                await self.hubs.detach(hub, asking.uid)
+                raise _cannot_keep()
+            await self.hubs.watching(hub)
         return hub
 
     def _details(self, remote: Remote, device: Device) -> tuple[dict[str, str], Action]:
@@ -246,6 +273,8 @@ class Service:
                 Code.INVALID_ARGS,
                 "This device belongs to a hub, which keeps it; detach the hub and attach it alone.",
             )
+        if persist and attachment.private:
+            raise _no_agent_later()
         persists = attachment.persist if persist is None else persist
         if persists and keep is False:
             raise UsbipError(
@@ -324,7 +353,9 @@ class Service:
             details, _ = self._details(self.store.find(attachment.remote), attachment.device)
             await asking.require([Action.DETACH_OTHERS], details)
 
-    async def unbind(self, asking: Asking, remote: str, pattern: str) -> list[str]:
+    async def unbind(
+        self, asking: Asking, remote: str, pattern: str, agent: PassedAgent | None = None
+    ) -> list[str]:
         """Give exported devices back to their own drivers; return their bus ids."""
         parsed = Pattern.parse(pattern)
         if not remote:
@@ -333,27 +364,27 @@ class Service:
             for device in exported:
                 await self._exporter.unbind(device.busid)
             return [d.busid for d in exported]
-        link = self._link(remote)
-        unlisted = [] if link.remote.listed else [Action.USE_UNLISTED_REMOTE]
+        found = self.store.find(remote)
+        name = found.name
+        unlisted = [] if found.listed else [Action.USE_UNLISTED_REMOTE]
         actions = [*unlisted, Action.UNBIND]
         # Somebody else's attachment may be among what is found.
-        others = any(
-            a.remote == link.remote.name and a.owner_uid != asking.uid for a in self.attachments
-        )
-        await asking.require(actions, {"remote": link.remote.name}, more=others)
-        async with link.use() as session:
-            usb = RemoteUsb(session, link.remote.name)
-            exported = await self._exported(parsed, await usb.devices(), link.remote.name)
-            ours = {d.busid: self.attachments.at(link.remote.name, d.busid) for d in exported}
-            for attachment in ours.values():
-                if attachment is not None:
-                    await self.may_detach(asking, attachment)
-            for device in exported:
-                attachment = ours[device.busid]
-                if attachment is not None:
-                    self.hubs.leave_alone(attachment)
-                    await self.attachments.detach(attachment, asking.uid)
-                await usb.unbind(device.busid)
+        others = any(a.remote == name and a.owner_uid != asking.uid for a in self.attachments)
+        await asking.require(actions, {"remote": name}, more=others)
+        with self.links.kept(found, agent) as link:
+            async with link.use() as session:
+                usb = RemoteUsb(session, name)
+                exported = await self._exported(parsed, await usb.devices(), name)
+                ours = {d.busid: self.attachments.at(name, d.busid) for d in exported}
+                for attachment in ours.values():
+                    if attachment is not None:
+                        await self.may_detach(asking, attachment)
+                for device in exported:
+                    attachment = ours[device.busid]
+                    if attachment is not None:
+                        self.hubs.leave_alone(attachment)
+                        await self.attachments.detach(attachment, asking.uid)
+                    await usb.unbind(device.busid)
         return [d.busid for d in exported]
 
     async def _exported(
@@ -423,9 +454,6 @@ class Service:
         log.info("uid %d trusts the host key %s of %s", asking.uid, wanted, name)
         self.links.to(remote).forget_trouble()
 
-    def _link(self, remote: str) -> Link:
-        return self.links.to(self.store.find(remote))
-
     def _listed(self, remote: str, device: Device) -> Listed:
         attachment = self.attachments.at(remote, device.busid) if remote else None
         if not remote:
@@ -435,6 +463,13 @@ class Service:
         if attachment is not None and attachment.state is State.ATTACHED:
             return Listed(device, "attached", attachment.number)
         return Listed(device, "exported" if device.exported else "available")
+
+
+def _no_agent_later() -> UsbipError:
+    return UsbipError(
+        Code.INVALID_ARGS,
+        "What is attached with an ssh-agent cannot persist: the agent is gone by then.",
+    )
 
 
 def _cannot_keep() -> UsbipError:

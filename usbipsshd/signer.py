@@ -204,7 +204,8 @@ class Signer:
 
     def __init__(self, keys: Sequence[SigningKey], remote: str) -> None:
         self._keys = keys
-        self._remote = remote
+        self.remote = remote
+        """Named in the log."""
         self._left = MAX_SIGNATURES
 
     async def serve(self, sock: socket.socket) -> None:
@@ -226,30 +227,50 @@ class Signer:
         """The answer to one message, which may take a while to find."""
         return self.answer(message)
 
+    def offered(self) -> list[tuple[bytes, str]]:
+        """The keys that are offered, with their comments."""
+        return [(blob, key.comment) for key in self._keys for blob in key.blobs]
+
+    def key(self, blob: bytes) -> SigningKey | None:
+        """Our own private key for a public one or a certificate."""
+        return next((k for k in self._keys if blob in k.blobs), None)
+
+    def spend(self) -> bool:
+        """Whether one more signature is allowed; it counts."""
+        self._left -= 1
+        return self._left >= 0
+
     def answer(self, message: bytes) -> bytes:
         """The answer to one message: what we don't do is answered with FAILURE."""
-        kind, rest = message[0], Reader(message[1:])
         try:
-            if kind == REQUEST_IDENTITIES:
-                offered = [
-                    string(blob) + string(key.comment.encode())
-                    for key in self._keys
-                    for blob in key.blobs
-                ]
-                count = struct.pack(">I", len(offered))
-                return bytes([IDENTITIES_ANSWER]) + count + b"".join(offered)
-            if kind == SIGN_REQUEST:
-                blob, data = rest.string(), rest.string()
-                flags = struct.unpack(">I", rest.take(4))[0] if rest.rest() else 0
-                check_login(data, blob)
-                key = next((k for k in self._keys if blob in k.blobs), None)
+            if message[0] == REQUEST_IDENTITIES:
+                return identities_answer(self.offered())
+            if message[0] == SIGN_REQUEST:
+                blob, data, flags = read_sign_request(message[1:])
+                key = self.key(blob)
                 if key is None:
                     raise BadMessage("another key")
-                if self._left > 0:
-                    self._left -= 1
+                if self.spend():
                     return bytes([SIGN_RESPONSE]) + string(key.sign(data, flags))
         except (BadMessage, struct.error) as error:
-            log.warning("%s: refused a signature: %s", self._remote, error)
+            log.warning("%s: refused a signature: %s", self.remote, error)
         except Exception as error:
-            log.error("%s: cannot use a key: %s", self._remote, error)  # noqa: TRY400
+            log.error("%s: cannot use a key: %s", self.remote, error)  # noqa: TRY400
         return bytes([FAILURE])
+
+
+def identities_answer(offered: Sequence[tuple[bytes, str]]) -> bytes:
+    """The list of keys, each with a comment, as an agent answers it."""
+    entries = [string(blob) + string(comment.encode()) for blob, comment in offered]
+    return bytes([IDENTITIES_ANSWER]) + struct.pack(">I", len(entries)) + b"".join(entries)
+
+
+def read_sign_request(body: bytes) -> tuple[bytes, bytes, int]:
+    """Key, data and flags of a request to sign; raise :exc:`BadMessage` or struct.error for
+    anything but a login (see :func:`check_login`).
+    """
+    rest = Reader(body)
+    blob, data = rest.string(), rest.string()
+    flags = struct.unpack(">I", rest.take(4))[0] if rest.rest() else 0
+    check_login(data, blob)
+    return blob, data, flags

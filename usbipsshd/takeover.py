@@ -12,11 +12,14 @@ from collections.abc import Mapping, Sequence
 
 from usbipsshd.attachment import Attachment, State
 from usbipsshd.attachments import Attachments, Running
+from usbipsshd.callersagent import check_agent_socket
 from usbipsshd.control import Session
 from usbipsshd.errors import Code, UsbipError
+from usbipsshd.hub import Hub
 from usbipsshd.hubs import Hubs
 from usbipsshd.importer import Importer
-from usbipsshd.links import Links, descriptor_name
+from usbipsshd.link import Link
+from usbipsshd.links import Links, agent_name, descriptor_name, private_name
 from usbipsshd.memory import Remembered
 from usbipsshd.remotes import RemoteStore
 from usbipsshd.remoteusb import RemoteUsb
@@ -52,55 +55,73 @@ class TakeOver:
         # Also those of hubs that were left out, and live on in their attachments alone.
         hubs = [h.number for h in remembered.hubs] + [a.hub for a in remembered.attachments]
         self._hubs.skip_numbers(max(hubs, default=0))
-        names = {a.remote for a in remembered.attachments} | {h.remote for h in remembered.hubs}
-        sessions = self._sessions(names, descriptors)
+        left = dict(descriptors)
+        links = self._every_link([*remembered.attachments, *remembered.hubs], left)
+        sessions = self._sessions(links, left)
         # Hubs first: their attachments find them.
         for hub in remembered.hubs:
             try:
-                link = self._links.to(self._store.find(hub.remote))
-                self._hubs.begin(link, hub, restored=True)
+                self._hubs.begin(self._link(hub), hub, restored=True)
             except UsbipError as error:
                 log.warning("a hub on %s is given up: %s", hub.remote, error)
         for attachment in remembered.attachments:
             running = remembered.running.get(attachment.number)
             try:
-                self._attachment(attachment, running, sessions.get(attachment.remote))
+                self._attachment(attachment, running, sessions)
             except UsbipError as error:
                 log.warning(
                     "%s of %s is given up: %s", attachment.device.busid, attachment.remote, error
                 )
-        for name, session in sessions.items():
-            self._group.create_task(self._compare(name, session), name=f"compare {name}")
+        for link in links.values():
+            name = link.remote.name
+            self._group.create_task(self._compare(link, sessions.get(link)), name=f"compare {name}")
+
+    def _every_link(
+        self, users: Sequence[Attachment | Hub], descriptors: dict[str, Sequence[int]]
+    ) -> dict[str, Link]:
+        """The links of all users, by the names of their sessions; takes the agents' sockets."""
+        links: dict[str, Link] = {}
+        for user in users:
+            number = user.private
+            name = private_name(number) if number else descriptor_name(user.remote)
+            if name in links:
+                continue
+            with contextlib.suppress(UsbipError):
+                remote = self._store.find(user.remote)
+                if number:
+                    agent = _agent(descriptors.pop(agent_name(number), ()))
+                    links[name] = self._links.resume_private(remote, number, agent, user.owner_uid)
+                else:
+                    links[name] = self._links.to(remote)
+        return links
+
+    def _link(self, user: Attachment | Hub) -> Link:
+        remote = self._store.find(user.remote)
+        return self._links.private(user.private) or self._links.to(remote)
 
     def _sessions(
-        self, names: set[str], descriptors: Mapping[str, Sequence[int]]
-    ) -> dict[str, Session]:
-        sessions: dict[str, Session] = {}
-        wanted = {descriptor_name(name): name for name in names}
+        self, links: Mapping[str, Link], descriptors: Mapping[str, Sequence[int]]
+    ) -> dict[Link, Session]:
+        sessions: dict[Link, Session] = {}
         for stored, fds in descriptors.items():
-            name = wanted.get(stored)
+            link = links.get(stored)
             for fd in fds:
                 channel = _channel(fd)
-                if channel is None or name is None or name in sessions:
+                if channel is None or link is None or link in sessions:
                     # Without us it gives everything back and ends. The one that is used of
                     # several is stored anew as soon as its link runs.
                     if channel is not None:
                         channel.close()
                     self._links.keeper.unstore(stored)
                     continue
-                try:
-                    link = self._links.to(self._store.find(name))
-                except UsbipError:
-                    channel.close()
-                    self._links.keeper.unstore(stored)
-                    continue
-                sessions[name] = link.take_over(channel)
+                sessions[link] = link.take_over(channel)
         return sessions
 
     def _attachment(
-        self, attachment: Attachment, running: Running | None, session: Session | None
+        self, attachment: Attachment, running: Running | None, sessions: Mapping[Link, Session]
     ) -> None:
-        link = self._links.to(self._store.find(attachment.remote))
+        link = self._link(attachment)
+        session = sessions.get(link)
         present = running is not None and self._importer.take_over(running.imported)
         if running is not None and session is not None and present:
             attachment.state = State.ATTACHED
@@ -119,15 +140,19 @@ class TakeOver:
                 "lost with the process before: %s of %s", attachment.device.busid, attachment.remote
             )
 
-    async def _compare(self, name: str, session: Session) -> None:
+    async def _compare(self, link: Link, session: Session | None) -> None:
         """Give back what the session exports and nobody here knows of, and the other way round."""
-        usb = RemoteUsb(session, name)
-        try:
-            # The link of a session that nobody uses any more becomes idle after this.
-            with self._links.to(self._store.find(name)).kept():
+        name = link.remote.name
+        # A link that nobody uses any more becomes idle after this.
+        with link.kept():
+            if session is None:
+                return
+            usb = RemoteUsb(session, name)
+            try:
                 exported = set(await usb.exports())
                 for attachment in self._attachments:
-                    if attachment.remote == name and attachment.state is State.ATTACHED:
+                    at_home = (attachment.remote, attachment.private) == (name, link.private)
+                    if at_home and attachment.state is State.ATTACHED:
                         if attachment.device.busid not in exported:
                             self._attachments.lost(attachment, _LOST)
                         exported.discard(attachment.device.busid)
@@ -135,8 +160,25 @@ class TakeOver:
                     used = self._attachments.at(name, busid)
                     if used is None or used.state is State.WAITING:
                         await usb.release(busid, rebind=True)
-        except UsbipError as error:
-            log.warning("%s: its session was taken over and does not answer: %s", name, error)
+            except UsbipError as error:
+                log.warning("%s: its session was taken over and does not answer: %s", name, error)
+
+
+def _agent(fds: Sequence[int]) -> int | None:
+    """The ssh-agent's socket among ``fds``, whose others are closed; None if there is none."""
+    found: int | None = None
+    for fd in fds:
+        try:
+            check_agent_socket(fd, 0)
+            good = found is None
+        except UsbipError:
+            good = False
+        if good:
+            found = fd
+        else:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+    return found
 
 
 def _channel(fd: int) -> SeqPacket | None:

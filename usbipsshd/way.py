@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from typing import Protocol
 
+from usbipsshd.errors import Code, UsbipError
+from usbipsshd.explain import explain
 from usbipsshd.identities import load_identities
 from usbipsshd.messages import Json, Packet
 from usbipsshd.remotes import Remote
@@ -23,8 +25,12 @@ from usbipsshd.sshconfig import Hop, Route, SshConfig
 class Signers(Protocol):
     """Who signs for the logins of a connection."""
 
-    async def to(self, hop: Hop, remote: str) -> Signer:
-        """Who signs for one hop's login; ``remote`` is named in the log."""
+    async def to(self, hop: Hop, remote: str, *, jump: bool) -> Signer:
+        """Who signs for one hop's login, at a jump host or not; ``remote`` is named in the log."""
+        ...
+
+    def refused(self, remote: str) -> UsbipError:
+        """The error for a login that was refused (SshAuthFailed): why, and what to do."""
         ...
 
 
@@ -34,12 +40,20 @@ class OwnKeys:
     def __init__(self, key: Key) -> None:
         self._key = key
 
-    async def to(self, hop: Hop, remote: str) -> Signer:
+    async def to(self, hop: Hop, remote: str, *, jump: bool) -> Signer:
         """See :class:`Signers`."""
+        return Signer(await self.keys(hop), remote)
+
+    async def keys(self, hop: Hop) -> list[SigningKey]:
+        """The private keys for one hop, in the order to try them."""
         keys: list[SigningKey] = []
         if hop.identities:
             keys += await asyncio.to_thread(load_identities, hop.identities, hop.certificates)
-        return Signer([*keys, self._key] if hop.own_key else keys, remote)
+        return [*keys, self._key] if hop.own_key else keys
+
+    def refused(self, remote: str) -> UsbipError:
+        """See :class:`Signers`."""
+        return explain(remote, Code.SSH_AUTH_FAILED)
 
 
 class Way:
@@ -98,10 +112,17 @@ class Ways:
         """The same ways, with somebody else's keys."""
         return Ways(self._config, signers, self._known_hosts)
 
+    def refused(self, remote: str) -> UsbipError:
+        """The error for a login there that was refused."""
+        return self._signers.refused(remote)
+
     async def to(self, remote: Remote) -> Way:
         """The way to ``remote``; raise :exc:`UsbipError` (Failed)."""
         route = await self._config.route(remote.address)
-        signers = [await self._signers.to(hop, remote.name) for hop in route.hops]
+        signers = [
+            await self._signers.to(hop, remote.name, jump=hop is not route.last)
+            for hop in route.hops
+        ]
         return Way(route, self._known_hosts(remote, route), signers)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,10 +13,12 @@ from typing import Any
 
 import pytest
 from fakekernel import KEYBOARD, SERIAL_ADAPTER, STICK
+from integration.sshagents import ask_with, persons_agent
 from integration.world import ALICE, ATTACHMENT, BOB, World, wait_until, world
 
 PERSIST = ("persist", "b", "true")
 KEEP = ("keep", "b", "true")
+KEPT = {"keep": True}
 HUB_INTERFACE = "org.usbipssh1.Hub"
 
 
@@ -157,3 +160,43 @@ def test_its_device_went_while_the_daemon_was_away(w: World) -> None:
     becomes(w, kept, "waiting")
     w.pi.plug("2-1", STICK)
     becomes(w, kept, "attached")
+
+
+def test_what_came_with_an_ssh_agent_goes_on_and_comes_back(w: World) -> None:
+    keys = w.ssh.folder / "authorized_keys"
+    before = keys.read_text()
+    keys.write_text(before.splitlines()[0] + "\n")
+    try:
+        with persons_agent(ALICE, w.ssh.client_key) as agent:
+            with agent.connect() as sock:
+                kept = str(ask_with(w, ALICE, "Attach", ("pi", "2-1"), sock, KEPT).value())
+            with agent.connect() as sock:
+                once = str(ask_with(w, ALICE, "Attach", ("pi", "1-2"), sock).value())
+            assert w.systemd is not None
+            # Two sessions, and two agents.
+            w.systemd.wait_stored(4)
+            sessions = w.sessions()
+            with writing(w, kept) as writer:
+                kill(w)
+                writer.moved()
+                w.start_daemon()
+                assert w.sessions() == sessions
+            assert {state(w, p) for p in (kept, once)} == {"attached"}
+            # The agent was kept, too: it logs in once more.
+            for session in sessions:
+                os.kill(session, signal.SIGKILL)
+            wait_until(lambda: w.attachments() == [kept], "not lost", 30)
+            becomes(w, kept, "attached", 40)
+            w.systemd.wait_stored(2)
+            # Without it, as after systemd has seen its end, there is nobody to log in.
+            kill(w)
+            w.systemd.drop_store()
+            agent.stop()
+            w.start_daemon()
+            wait_until(
+                lambda: "does not answer" in w.get(kept, ATTACHMENT, "LastError")[1], "no word", 40
+            )
+            w.call(ALICE, "Detach", "sa{sv}", kept, "0")
+            w.systemd.wait_stored(0)
+    finally:
+        keys.write_text(before)

@@ -22,9 +22,11 @@ from usbipsshd.bus.encode import (
 )
 from usbipsshd.bus.objects import Handler
 from usbipsshd.bus.values import Call, Caller, Variant, options
+from usbipsshd.callersagent import check_agent_socket
 from usbipsshd.errors import Code, UsbipError
 from usbipsshd.hub import Hub
 from usbipsshd.journal import Happening, tell
+from usbipsshd.links import PassedAgent
 from usbipsshd.resets import Resets
 from usbipsshd.service import AttachOptions, HubOptions, Service
 
@@ -47,8 +49,11 @@ _ATTACH = {
     "expect-vendor-id": "q",
     "expect-product-id": "q",
     "bind-to-caller": "b",
+    "ssh-agent": "h",
 }
-_ATTACH_ALL = {"persist": "b", "unmount": "b", "rebind": "b"}
+_ATTACH_ALL = {"persist": "b", "unmount": "b", "rebind": "b", "ssh-agent": "h"}
+_CONNECT = {"ssh-agent": "h"}
+"""Options of what connects to a remote and has no others."""
 _SET_OPTIONS = {"keep": "b", "persist": "b"}
 _ADD_REMOTE = {"address": "s", "sudo": "b", "label": "s"}
 
@@ -106,6 +111,17 @@ def _flag(values: Mapping[str, object], name: str) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
+def _agent(call: Call, values: Mapping[str, object]) -> PassedAgent | None:
+    """The ssh-agent that came along; its descriptor is closed with the call's others."""
+    index = _number(values, "ssh-agent")
+    if index is None:
+        return None
+    if not 0 <= index < len(call.fds):
+        raise UsbipError(Code.INVALID_ARGS, "A descriptor that the call names was not sent.")
+    check_agent_socket(call.fds[index], call.caller.uid)
+    return PassedAgent(call.fds[index], call.caller.uid)
+
+
 def _number(values: Mapping[str, object], name: str) -> int | None:
     value = values.get(name)
     return value if isinstance(value, int) else None
@@ -147,8 +163,8 @@ class Manager:
 
     async def _list_remote(self, call: Call) -> Sequence[object]:
         remote, pattern = _text(call.args[0]), _text(call.args[1])
-        options(call.args[2], _NOTHING)
-        found = await self._service.list_remote(self._asks(call), remote, pattern)
+        agent = _agent(call, options(call.args[2], _CONNECT))
+        found = await self._service.list_remote(self._asks(call), remote, pattern, agent)
         return ([listed_device(d) for d in found],)
 
     async def _list_local(self, call: Call) -> Sequence[object]:
@@ -172,6 +188,7 @@ class Manager:
                 expect_product_id=_number(given, "expect-product-id"),
                 bound_to=call.caller.name if given.get("bind-to-caller") else "",
             ),
+            _agent(call, given),
         )
         if given.get("bind-to-caller"):
             self._bindings.bind(call.caller, attachment)
@@ -189,6 +206,7 @@ class Manager:
                 unmount=bool(given.get("unmount", True)),
                 rebind=bool(given.get("rebind", True)),
             ),
+            _agent(call, given),
         )
         return (hub_path(hub.number),)
 
@@ -220,18 +238,18 @@ class Manager:
 
     async def _unbind(self, call: Call) -> Sequence[object]:
         remote, pattern = _text(call.args[0]), _text(call.args[1])
-        options(call.args[2], _NOTHING)
-        return (await self._service.unbind(self._asks(call), remote, pattern),)
+        agent = _agent(call, options(call.args[2], _CONNECT))
+        return (await self._service.unbind(self._asks(call), remote, pattern, agent),)
 
     async def _reset(self, call: Call) -> Sequence[object]:
         remote, pattern = _text(call.args[0]), _text(call.args[1])
-        options(call.args[2], _NOTHING)
-        return (await self._resets.reset(self._asks(call), remote, pattern),)
+        agent = _agent(call, options(call.args[2], _CONNECT))
+        return (await self._resets.reset(self._asks(call), remote, pattern, agent),)
 
     async def _preflight(self, call: Call) -> Sequence[object]:
         remote = _text(call.args[0])
-        options(call.args[1], _NOTHING)
-        found = await self._service.preflight(self._asks(call), remote)
+        agent = _agent(call, options(call.args[1], _CONNECT))
+        found = await self._service.preflight(self._asks(call), remote, agent)
         return ([finding_entry(one) for one in found],)
 
     async def _add_remote(self, call: Call) -> Sequence[object]:

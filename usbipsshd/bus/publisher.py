@@ -93,7 +93,7 @@ class Publisher:
     def link_changed(self, link: Link) -> None:
         """See :class:`usbipsshd.links.LinkListener`."""
         path = remote_path(link.remote.name)
-        if link.remote.listed and path in self._tree:
+        if not link.private and link.remote.listed and path in self._tree:
             values = remote_properties(link.remote, link.status)
             del values["Name"]
             self._tree.change(path, REMOTE, **values)
@@ -101,7 +101,7 @@ class Publisher:
     def link_devices_changed(self, link: Link) -> None:
         """See :class:`usbipsshd.links.LinkListener`."""
         path = remote_path(link.remote.name)
-        if link.remote.listed and path in self._tree:
+        if not link.private and link.remote.listed and path in self._tree:
             self._tree.emit(path, REMOTE, "DevicesChanged")
 
     def link_released(self, link: Link, busid: str, error: UsbipError) -> None:
