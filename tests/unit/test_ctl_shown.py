@@ -215,7 +215,9 @@ def test_what_may_be_completed() -> None:
     assert set(wanted([""]).words) >= {"list", "attach", "remote", "key"}
     assert "unit" not in wanted([""]).words
     assert set(wanted(["remote", ""]).words) == {"list", "add", "remove", "trust"}
-    assert set(wanted(["--no-ask", "list", "-"]).words) == {"--help", "--json"}
+    assert set(wanted(["--no-ask", "list", "-"]).words) == {
+        "--help", "--json", "--ssh-agent", "--no-ssh-agent",
+    }  # fmt: skip
     assert kind("list", "") == ("remote", "")
     assert kind("attach", "--keep", "pi", "2") == ("pattern", "pi")
     assert kind("detach", "pi/1-1", "") == ("target", "")

@@ -26,6 +26,7 @@ from usbipsshd.client.snapshot import (
     Snapshot,
     from_properties,
 )
+from usbipsshd.client.sshagent import SshAgent, Use
 
 NAME = "org.usbipssh1"
 MANAGER = "org.usbipssh1.Manager"
@@ -63,7 +64,9 @@ class ClientError(Exception):
 class Client:
     """Talks to the daemon. :meth:`connect` first, :meth:`close` at the end."""
 
-    def __init__(self, address: str = "") -> None:
+    def __init__(self, address: str = "", ssh_agent: SshAgent = SshAgent()) -> None:  # noqa: B008
+        """``ssh_agent`` is passed along to remotes, as it says itself."""
+        self._ssh_agent = ssh_agent
         self._address = address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", "") or SYSTEM_BUS
         self._bus: Bus | None = None
         self._owner = ""
@@ -244,6 +247,7 @@ class Client:
         interface: str = MANAGER,
         interactive: bool = False,
         seconds: float = START_SECONDS,
+        fds: Sequence[int] = (),
     ) -> tuple[object, ...]:
         if self._bus is None:
             raise ClientError("org.freedesktop.DBus.Error.Disconnected", "There is no bus.")
@@ -257,9 +261,54 @@ class Client:
                 body,
                 interactive=interactive,
                 timeout=seconds + (QUESTION_SECONDS if interactive else 0.0),
+                fds=fds,
             )
         except (BusError, Disconnected, TimeoutError) as error:
             raise _client_error(error) from error
+
+    async def _ask_there(
+        self,
+        member: str,
+        words: Sequence[str],
+        options: Mapping[str, Variant] | None = None,
+        *,
+        interactive: bool,
+        seconds: float = START_SECONDS,
+    ) -> tuple[object, ...]:
+        """Ask for something at the remote ``words[0]``, which may want the ssh-agent."""
+        given = dict(options or {})
+        signature = "s" * len(words) + "a{sv}"
+
+        async def ask(more: Mapping[str, Variant], fds: Sequence[int] = ()) -> tuple[object, ...]:
+            return await self._ask(
+                member, signature, [*words, {**given, **more}],
+                interactive=interactive, seconds=seconds, fds=fds,
+            )  # fmt: skip
+
+        refused: ClientError | None = None
+        if self._ssh_agent.use is not Use.ALWAYS or not words[0]:
+            try:
+                return await ask({})
+            except ClientError as error:
+                # What persists cannot have an agent.
+                never = self._ssh_agent.use is Use.NEVER or "persist" in given
+                if error.code != "SshAuthFailed" or never:
+                    raise
+                refused = error
+        try:
+            sock = await self._ssh_agent.connect()
+        except OSError as error:
+            raise refused or ClientError(
+                "org.usbipssh1.Error.SshAuthFailed",
+                "There is no ssh-agent to pass along; start one, so that SSH_AUTH_SOCK names it.",
+            ) from error
+        with sock:
+            try:
+                return await ask({"ssh-agent": Variant("h", 0)}, (sock.fileno(),))
+            except ClientError as error:
+                if refused is None or error.code != refused.code:
+                    raise
+                raise ClientError(error.name, f"{refused.message} {error.message}") from error
 
     async def start(self) -> None:
         """Start the daemon if it does not run, and wait until it is known what there is."""
@@ -270,8 +319,8 @@ class Client:
         self, remote: str, pattern: str = "", *, interactive: bool = False
     ) -> list[Device]:
         """ListRemote."""
-        body = [remote, pattern, {}]
-        return _devices(await self._ask("ListRemote", "ssa{sv}", body, interactive=interactive))
+        words = [remote, pattern]
+        return _devices(await self._ask_there("ListRemote", words, interactive=interactive))
 
     async def list_local(self, pattern: str = "") -> list[Device]:
         """ListLocal."""
@@ -286,10 +335,10 @@ class Client:
         interactive: bool = False,
     ) -> str:
         """Attach; the attachment's path once it is usable. ``options`` by the contract's names."""
-        answer = await self._ask(
+        answer = await self._ask_there(
             "Attach",
-            "ssa{sv}",
-            [remote, pattern, _variants(options or {})],
+            [remote, pattern],
+            _variants(options or {}),
             interactive=interactive,
             seconds=ATTACH_SECONDS,
         )
@@ -304,10 +353,10 @@ class Client:
         interactive: bool = False,
     ) -> str:
         """AttachAll; the hub's path."""
-        answer = await self._ask(
+        answer = await self._ask_there(
             "AttachAll",
-            "ssa{sv}",
-            [remote, pattern, _variants(options or {})],
+            [remote, pattern],
+            _variants(options or {}),
             interactive=interactive,
             seconds=ATTACH_SECONDS,
         )
@@ -345,23 +394,21 @@ class Client:
 
     async def unbind(self, remote: str, pattern: str, *, interactive: bool = False) -> list[str]:
         """Unbind; the bus ids of what was given back."""
-        answer = await self._ask(
-            "Unbind", "ssa{sv}", [remote, pattern, {}], interactive=interactive,
-            seconds=ATTACH_SECONDS,
-        )  # fmt: skip
+        answer = await self._ask_there(
+            "Unbind", [remote, pattern], interactive=interactive, seconds=ATTACH_SECONDS
+        )
         return [str(busid) for busid in answer[0]] if isinstance(answer[0], list) else []
 
     async def reset(self, remote: str, pattern: str, *, interactive: bool = False) -> list[str]:
         """Reset; the bus ids of what was reset."""
-        answer = await self._ask(
-            "Reset", "ssa{sv}", [remote, pattern, {}], interactive=interactive,
-            seconds=ATTACH_SECONDS,
-        )  # fmt: skip
+        answer = await self._ask_there(
+            "Reset", [remote, pattern], interactive=interactive, seconds=ATTACH_SECONDS
+        )
         return [str(busid) for busid in answer[0]] if isinstance(answer[0], list) else []
 
     async def preflight(self, remote: str, *, interactive: bool = False) -> list[dict[str, str]]:
         """Preflight; the findings with the contract's keys. The remote "" is this machine alone."""
-        answer = await self._ask("Preflight", "sa{sv}", [remote, {}], interactive=interactive)
+        answer = await self._ask_there("Preflight", [remote], interactive=interactive)
         found = answer[0] if isinstance(answer[0], list) else []
         return [
             {name: str(each.value) for name, each in one.items() if isinstance(each, Variant)}

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from usbipsshd.client.daemon import Client, ClientError
+from usbipsshd.client.sshagent import SshAgent, Use
 from usbipsshd.ctl.arguments import parser
 from usbipsshd.ctl.commands import Commands
 from usbipsshd.ctl.completing import candidates
@@ -45,7 +46,8 @@ async def _complete(words: Sequence[str]) -> int:
 
 
 async def _run(words: argparse.Namespace, terminal: Terminal) -> int:
-    client = Client()
+    use = getattr(words, "ssh_agent", Use.WHEN_REFUSED)
+    client = Client(ssh_agent=SshAgent.of(os.environ, use))
     await client.connect()
     try:
         async with terminal.password_agent():

@@ -7,6 +7,7 @@ import argparse
 import re
 
 from usbipsshd import __version__
+from usbipsshd.client.sshagent import Use
 
 _EPILOG = """\
 REMOTE is the name of a listed remote, or [user@]host[:port]. PATTERN is a bus id (1-1.3), vid:pid
@@ -38,6 +39,19 @@ def _add_remote(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     trust.add_argument("fingerprint", metavar="SHA256:…", nargs="?", default="")
 
 
+def _connects(verb: argparse.ArgumentParser) -> None:
+    """Options of what logs in to a remote."""
+    either = verb.add_mutually_exclusive_group()
+    either.add_argument(
+        "--ssh-agent", dest="ssh_agent", action="store_const", const=Use.ALWAYS,
+        default=Use.WHEN_REFUSED, help="log in with your own ssh-agent",
+    )  # fmt: skip
+    either.add_argument(
+        "--no-ssh-agent", dest="ssh_agent", action="store_const", const=Use.NEVER,
+        help="not even where the daemon's own key is refused",
+    )  # fmt: skip
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line; ``verb`` (and ``what`` of ``remote``) say what is wanted."""
     whole = argparse.ArgumentParser(
@@ -56,10 +70,12 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("remote", nargs="?", metavar="REMOTE", help="a remote; . is this machine")
     one.add_argument("pattern", nargs="?", default="", metavar="PATTERN")
     one.add_argument("--json", action="store_true", help="as JSON")
+    _connects(one)
 
     one = verbs.add_parser("find", help="the bus id of the one device that matches")
     one.add_argument("remote", metavar="REMOTE", help="a remote; . is this machine")
     one.add_argument("pattern", metavar="PATTERN")
+    _connects(one)
 
     for verb, text in (
         ("attach", "attach the one device that matches"),
@@ -79,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument(
             "--wait", action="store_true", help="stay, and detach at the end (Ctrl-C, SIGTERM)"
         )
+        _connects(one)
 
     one = verbs.add_parser("detach", help="give devices back")
     one.add_argument(
@@ -89,10 +106,12 @@ def parser() -> argparse.ArgumentParser:
     one = verbs.add_parser("unbind", help="give back what a remote exports, whoever asked for it")
     one.add_argument("remote", metavar="REMOTE", help="a remote; . is this machine")
     one.add_argument("pattern", metavar="PATTERN", nargs="?", default="")
+    _connects(one)
 
     one = verbs.add_parser("reset", help="reset the USB port of devices, attached or not")
     one.add_argument("remote", metavar="REMOTE", help="a remote; . is this machine")
     one.add_argument("pattern", metavar="PATTERN")
+    _connects(one)
 
     one = verbs.add_parser("status", help="what is attached, and what is waited for")
     one.add_argument("--json", action="store_true", help="as JSON")
@@ -103,6 +122,7 @@ def parser() -> argparse.ArgumentParser:
     one = verbs.add_parser("doctor", help="what would stop it from working, and the remedy")
     one.add_argument("remote", nargs="?", default="", metavar="REMOTE", help="else this machine")
     one.add_argument("--json", action="store_true", help="as JSON")
+    _connects(one)
 
     # What usbipssh@.service runs.
     one = verbs.add_parser("unit")
