@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Resets a USB device of this machine, by sysfs alone: this process has no device nodes.
 
-Its port is switched off and on (Linux 6.0, Documentation/ABI/testing/sysfs-bus-usb, ``disable``),
-else its authorization is taken and given back. Either pulls it out for the kernel.
+Its authorization is taken and given back, which pulls it out for its drivers and resets its
+configuration. (To switch its port off and on would do more, and, where the host controller tells
+nothing of it, lose the device.)
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from usbipsshd.localusb import LocalUsb, driver_of, read_text
 from usbipsshd.sysfs import write
 from usbipsshd.udev import Events
 
-OFF_SECONDS = 0.5
 BACK_SECONDS = 10.0
 LOOK_SECONDS = 0.1
 
@@ -48,23 +48,11 @@ class LocalResetter:
                 raise _busy(device.busid, "it is mounted")
             had_driver = bool(driver_of(folder))
             try:
-                await self._switch(folder)
+                write(folder / "authorized", "0")
+                write(folder / "authorized", "1")
             except OSError as error:
                 raise _failed(device.busid, f" ({error.strerror})") from None
             await self._back(device.busid, had_driver=had_driver)
-
-    @staticmethod
-    async def _switch(folder: Path) -> None:
-        switch = (folder / "port").resolve() / "disable"
-        if not switch.exists():
-            write(folder / "authorized", "0")
-            write(folder / "authorized", "1")
-            return
-        write(switch, "1")
-        try:
-            await asyncio.sleep(OFF_SECONDS)
-        finally:
-            write(switch, "0")
 
     async def _back(self, busid: str, *, had_driver: bool) -> None:
         try:

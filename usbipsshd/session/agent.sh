@@ -1306,10 +1306,10 @@ reset_node() {
     return 1
 }
 
-# reset_port BUSID: without a program for ioctl. What is done then pulls the device out for the kernel,
-# and puts it in again: by its port (Linux 6.0 and newer, where power may be cut, too), else by taking
-# its authorization, which resets no more than its configuration.
-reset_port() {
+# reset_by_sysfs BUSID: without a program for ioctl. To take its authorization and give it back pulls the
+# device out for its drivers, and resets no more than its configuration. (To switch its port off and on
+# would do more, and where the host controller tells nothing of it, lose the device.)
+reset_by_sysfs() {
     if exported "$1" && ! give_back "$1" 1; then
         code=DeviceFailed
         return 1
@@ -1322,16 +1322,7 @@ reset_port() {
     fi
     code=DeviceFailed
     why='nothing there can reset it'
-    port=$(cd -P "$at/port" 2>/dev/null && pwd -P)
-    if [ -n "$port" ] && [ -w "$port/disable" ] && put "$port/disable" 1; then
-        waited=0
-        while [ "$waited" -lt 5 ]; do
-            nap
-        done
-        put "$port/disable" 0
-    else
-        put "$at/authorized" 0 && put "$at/authorized" 1
-    fi
+    put "$at/authorized" 0 && put "$at/authorized" 1
 }
 
 reset() {
@@ -1347,7 +1338,7 @@ reset() {
     fi
     driver_of "$at"
     had=$value
-    if { ! nodes_of "$1" || ! reset_node; } && ! reset_port "$1"; then
+    if { ! nodes_of "$1" || ! reset_node; } && ! reset_by_sysfs "$1"; then
         fail "$code" "$why"
         return
     fi
