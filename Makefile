@@ -6,13 +6,15 @@ DESTDIR ?=
 USBIPSSHD_CACHE ?= /var/cache/usbipsshd-testbed
 export USBIPSSHD_CACHE
 
+FUZZ_SECONDS ?= 600
+
 DEBIAN := /usr/bin/python3
 NEWEST := $(USBIPSSHD_CACHE)/newest
 AUDIT := $(USBIPSSHD_CACHE)/audit
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E)
 RUN := $(AS_ROOT) env PYTHONPATH=.:tests:tests/vm PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 
-.PHONY: help check test lint format unit test-debian test-newest test-vm test-faults bench demo deb audit reproducible \
+.PHONY: help check test lint format unit test-debian test-newest test-vm test-faults bench demo deb audit reproducible fuzz fuzz-short \
 	install uninstall clean setup setup-build setup-lint setup-test setup-newest setup-vm
 
 help:
@@ -21,6 +23,7 @@ help:
 	@echo 'make test       everything: also integration tests and virtual machines'
 	@echo 'make test-vm    the virtual machines alone'
 	@echo 'make test-faults  cables, networks and machines that fail: half an hour'
+	@echo 'make fuzz       what is parsed from outside, for FUZZ_SECONDS (now $(FUZZ_SECONDS)) each'
 	@echo 'make bench      speed and memory, next to ssh itself'
 	@echo 'make deb        dist/usbipsshd_*.deb and dist/usbipssh-tray_*.deb'
 	@echo 'make install    without a package: PREFIX (now $(PREFIX)), DESTDIR; make uninstall'
@@ -31,7 +34,7 @@ check:
 	@tools/phases setup lint unit
 
 test:
-	@tools/phases setup lint audit test-debian test-newest deb reproducible test-vm
+	@tools/phases setup lint audit fuzz-short test-debian test-newest deb reproducible test-vm
 
 # What is missing on this machine
 setup: setup-lint setup-test setup-newest
@@ -64,11 +67,11 @@ unit: setup-test
 
 # Twice: with Debian's own packages, and with the newest releases
 test-debian: setup-test
-	@tools/run-pytest $@ $(DEBIAN) 2100 -n 2 --dist loadfile tests/unit tests/integration tests/desktop
+	@tools/run-pytest $@ $(DEBIAN) 2100 -n 2 --dist loadfile tests/unit tests/integration tests/fuzz tests/desktop
 
 test-newest: setup-test setup-newest
 	@tools/run-pytest $@ $(NEWEST)/bin/python 2100 -n 2 --dist loadfile \
-		tests/unit tests/integration tests/desktop
+		tests/unit tests/integration tests/fuzz tests/desktop
 
 test-vm: setup-vm deb
 	@tools/run-pytest $@ $(DEBIAN) 3000 tests/vm -m 'not long'
@@ -76,6 +79,11 @@ test-vm: setup-vm deb
 # What may go wrong between two machines, also what takes too long to be part of test
 test-faults: setup-vm deb
 	@tools/run-pytest $@ $(DEBIAN) 5400 tests/vm/test_fault_*.py
+
+# What is parsed from outside, each for FUZZ_SECONDS; what fails is left in build/fuzz
+fuzz fuzz-short: setup-test setup-newest
+	@PYTHONPATH=.:tests PYTHONDONTWRITEBYTECODE=1 $(NEWEST)/bin/python tests/fuzz/run.py $(FUZZ_SECONDS)
+fuzz-short: FUZZ_SECONDS := 3
 
 demo: setup-vm deb
 	@$(RUN) $(DEBIAN) tests/vm/demo.py

@@ -133,7 +133,7 @@ def _speed(attrs: Mapping[str, str]) -> float:
 
 
 def _driver(attrs: Mapping[str, str]) -> str:
-    name = attrs.get("driver", "")
+    name = clean(attrs.get("driver", ""), 64)
     return name if _DRIVER.fullmatch(name) else ""
 
 

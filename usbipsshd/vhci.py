@@ -63,7 +63,7 @@ def parse_status(text: str, controller: int = 0) -> list[Port]:
     for line in text.splitlines()[1:]:
         words = line.split()
         hub = words.pop(0) if words and words[0] in ("hs", "ss") else "hs"
-        if len(words) < 5:
+        if len(words) < 5 or not all(word.isalnum() for word in words[:4]):
             continue
         try:
             number, state = int(words[0]), int(words[1])

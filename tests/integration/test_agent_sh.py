@@ -81,8 +81,12 @@ class Agent:
 
     def send(self, text: str) -> None:
         """Write to the agent as it is."""
+        self.send_bytes(text.encode())
+
+    def send_bytes(self, data: bytes) -> None:
+        """Write to the agent as it is."""
         assert self.process.stdin is not None
-        self.process.stdin.write(text.encode())
+        self.process.stdin.write(data)
         self.process.stdin.flush()
 
     def start(self, request: str) -> str:

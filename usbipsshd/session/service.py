@@ -285,13 +285,16 @@ class Session:
         if packet.get("busid") == "":
             if get_bool(packet, "descriptors"):
                 raise BadPacket("descriptors: of one device only")
-            devices = await agent.list()
+            for device in await agent.list():
+                try:
+                    await self._send_row(id_, device)
+                except Failure as failure:
+                    # One odd device must not hide the others.
+                    log.warning("%s is left out: %s", device.busid, failure.detail)
         else:
             busid = get_busid(packet)
             async with agent.device(busid):
-                devices = [await agent.describe(busid)]
-        for device in devices:
-            await self._send_row(id_, device)
+                await self._send_row(id_, await agent.describe(busid))
         return {}
 
     async def _facts(self, _id: int, _packet: Packet, _fds: Descriptors) -> Packet:
