@@ -28,6 +28,10 @@ _SENTENCES = {
     Code.LIMITS_EXCEEDED: "{remote} has more than is allowed{detail}.",
 }  # fmt: skip
 
+SUDO_REFUSES = "sudo refuses"
+"""The detail of a NotPermittedThere that is sudo's."""
+_SUDO = "sudo on {remote} asks for a password, or refuses; allow this login there what it is to do without one (NOPASSWD in sudoers(5))."
+
 _HOST_KEY = frozenset({Code.HOST_KEY_UNKNOWN, Code.HOST_KEY_MISMATCH})
 _FINGERPRINT = r"SHA256:[A-Za-z0-9+/]{43}"
 _NAME = r"[A-Za-z0-9_/][A-Za-z0-9_./:@+-]{0,63}"
@@ -74,6 +78,8 @@ def explain(remote: str, code: Code, detail: str = "", doing: str = "hand over")
     if sentence is None:
         code, sentence = Code.FAILED, "Something went wrong with {remote}{detail}; see the log."
     detail = clean(detail, 120)
+    if code is Code.NOT_PERMITTED_THERE and detail == SUDO_REFUSES:
+        sentence = _SUDO
     if code in _HOST_KEY:
         known = re.fullmatch(_FINGERPRINT, detail, re.ASCII) is not None
     else:

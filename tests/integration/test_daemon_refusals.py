@@ -97,7 +97,14 @@ def test_a_login_that_is_not_root(w: World) -> None:
             )
         with listed(w, "asks", ports[0], "carl", "sudo", "b", "true"):
             w.refused(
-                "NotPermittedThere", ALICE, "ListRemote", "ssa{sv}", "asks", "", "0", says="asks"
+                "NotPermittedThere",
+                ALICE,
+                "ListRemote",
+                "ssa{sv}",
+                "asks",
+                "",
+                "0",
+                says="sudo on asks asks for a password",
             )
 
 

@@ -262,7 +262,8 @@ class Agent:
         if self._hello.done():
             return Failure(Code.CONNECTION_FAILED, "the agent there ended")
         if self._sudo and _SUDO_REFUSED.search(said):
-            return Failure(Code.NOT_PERMITTED_THERE, said)
+            log.warning("sudo there refuses: %s", said)
+            return Failure(Code.NOT_PERMITTED_THERE, "sudo refuses")
         return Failure(Code.REMOTE_UNSUPPORTED, said or "no shell that answers")
 
     def _abort(self) -> None:
