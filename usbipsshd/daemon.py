@@ -19,9 +19,9 @@ from usbipsshd.bus.logind import Logind
 from usbipsshd.bus.manager import Manager
 from usbipsshd.bus.objects import ObjectTree
 from usbipsshd.bus.systemd import is_restarting, load_module
+from usbipsshd.ownkey import Key
 from usbipsshd.parts import Parts
 from usbipsshd.settings import Settings
-from usbipsshd.signer import Key
 from usbipsshd.udev import Events
 from usbipsshd.vhci import Vhci
 

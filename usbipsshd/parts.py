@@ -20,13 +20,13 @@ from usbipsshd.links import Links
 from usbipsshd.localusb import LocalUsb
 from usbipsshd.matcher import Matcher
 from usbipsshd.memory import Memory
+from usbipsshd.ownkey import Key
 from usbipsshd.preflight import LocalChecks
 from usbipsshd.remotes import RemoteStore
 from usbipsshd.resets import Resets
 from usbipsshd.resetter import LocalResetter
 from usbipsshd.service import Service
 from usbipsshd.settings import Settings
-from usbipsshd.signer import Key
 from usbipsshd.sshconfig import SshConfig
 from usbipsshd.status import Status
 from usbipsshd.takenports import TakenPorts

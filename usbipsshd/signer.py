@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The daemon's ssh key, and the little ssh-agent through which a session uses it.
+"""The little ssh-agent through which a session uses private keys.
 
 A session never sees the private key: it asks for signatures over a socket, in the
 ssh-agent protocol (draft-ietf-sshm-ssh-agent), and gets them for ssh logins only.
@@ -8,17 +8,11 @@ ssh-agent protocol (draft-ietf-sshm-ssh-agent), and gets them for ssh logins onl
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
-import os
 import socket
 import struct
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from typing import Protocol
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +25,7 @@ FAILURE = 5
 MAX_MESSAGE = 8192
 MAX_SIGNATURES = 8
 """For one connection: one login needs one, jump hosts and retries a few more."""
-KEY_TYPE = b"ssh-ed25519"
 _USERAUTH_REQUEST = 50
-COMMENT = "usbipsshd"
 
 
 class BadMessage(ValueError):
@@ -115,88 +107,6 @@ class SigningKey(Protocol):
 
     def sign(self, data: bytes, flags: int) -> bytes:
         """A signature as it is sent; raise :exc:`BadMessage` for flags that ask for a weak one."""
-
-
-class Key:
-    """The daemon's own ed25519 key, kept in ``folder``."""
-
-    def __init__(self, folder: Path) -> None:
-        self._private = folder / "id_ed25519"
-        self._public = folder / "id_ed25519.pub"
-        self.comment = COMMENT
-        self.line = ""
-        """The public key as one line of OpenSSH's format, without a newline."""
-
-    def load(self) -> None:
-        """Read the key, or make it on first start; raise :exc:`OSError` or ValueError."""
-        if not self._private.exists():
-            self._make()
-        if not self._public.exists():
-            self._write(self._public, self._public_line(self._open()), 0o644)
-        self.line = self._public.read_text().strip()
-        words = self.line.split(" ")
-        if words[0] != KEY_TYPE.decode() or len(words) < 2 or not self.line.isprintable():
-            raise ValueError(f"{self._public} holds no ed25519 key")
-        if len(self.blob) != 4 + len(KEY_TYPE) + 4 + 32:
-            raise ValueError(f"{self._public} holds no ed25519 key")
-
-    @property
-    def blob(self) -> bytes:
-        """The public key as it is sent (RFC 8709, section 4)."""
-        return base64.b64decode(self.line.split()[1])
-
-    @property
-    def blobs(self) -> tuple[bytes]:
-        """See :class:`SigningKey`."""
-        return (self.blob,)
-
-    def sign(self, data: bytes, flags: int = 0) -> bytes:
-        """A signature as it is sent (RFC 8709, section 6)."""
-        return string(KEY_TYPE) + string(self._open().sign(data))
-
-    def _make(self) -> None:
-        from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
-        from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: PLC0415
-
-        key = ed25519.Ed25519PrivateKey.generate()
-        private = key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.OpenSSH,
-            serialization.NoEncryption(),
-        )
-        self._public.unlink(missing_ok=True)
-        self._write(self._private, private.decode(), 0o600)
-
-    # cryptography is imported where it is used: it costs an idle daemon 6 MB.
-    def _open(self) -> Ed25519PrivateKey:
-        from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
-        from cryptography.hazmat.primitives.asymmetric import ed25519  # noqa: PLC0415
-
-        key = serialization.load_ssh_private_key(self._private.read_bytes(), password=None)
-        if not isinstance(key, ed25519.Ed25519PrivateKey):
-            raise TypeError(f"{self._private} holds no ed25519 key")
-        return key
-
-    @staticmethod
-    def _public_line(key: Ed25519PrivateKey) -> str:
-        from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
-
-        raw = key.public_key().public_bytes(
-            serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
-        )
-        return f"{raw.decode()} {COMMENT}@{socket.gethostname()}\n"
-
-    @staticmethod
-    def _write(path: Path, text: str, mode: int) -> None:
-        # Whole or not at all, also across a power cut.
-        new = path.with_name(path.name + ".new")
-        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-        with os.fdopen(fd, "w") as file:
-            os.fchmod(fd, mode)
-            file.write(text)
-            file.flush()
-            os.fsync(fd)
-        new.replace(path)
 
 
 class Signer:

@@ -17,8 +17,9 @@ from usbipsshd.errors import Code, UsbipError
 from usbipsshd.explain import explain
 from usbipsshd.identities import load_identities
 from usbipsshd.messages import Json, Packet
+from usbipsshd.ownkey import Key
 from usbipsshd.remotes import Remote
-from usbipsshd.signer import Key, Signer, SigningKey
+from usbipsshd.signer import Signer, SigningKey
 from usbipsshd.sshconfig import Hop, Route, SshConfig
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import re
@@ -14,10 +15,22 @@ from pathlib import Path
 
 import pytest
 from fakekernel import SERIAL_ADAPTER, STICK
+from integration.busfixtures import wait_for_name
 from integration.otherremotes import listed, other_sshd
 from integration.recorder import recording
 from integration.sessions import SESSION_UID
-from integration.world import ALICE, ATTACHMENT, ERROR, NAME, REMOTE, ROOT, World, wait_until, world
+from integration.world import (
+    ALICE,
+    ATTACHMENT,
+    ERROR,
+    MANAGER,
+    NAME,
+    REMOTE,
+    ROOT,
+    World,
+    wait_until,
+    world,
+)
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +182,35 @@ def test_a_daemon_without_work_has_no_session(w: World) -> None:
     wait_until(lambda: not w.sessions(), "a session stays")
     assert w.call(ALICE, "ListLocal", "sa{sv}", "", "0") == []
     assert w.sessions() == []
+
+
+def test_two_that_start_at_once_have_one_key_and_one_goes(w: World) -> None:
+    assert w.daemon is not None
+    assert w.stop_daemon() == 0
+    for path in (w.folder / "state").glob("id_ed25519*"):
+        path.unlink()
+    both = [w.spawn_daemon(), w.spawn_daemon()]
+    wait_until(lambda: any(p.poll() is not None for p in both), "both stay", 40)
+    (w.daemon,) = [p for p in both if p.poll() is None]
+    asyncio.run(wait_for_name(w.bus, NAME))
+    assert sorted(p.returncode or 0 for p in both) == [0, 1]
+    assert "another usbipsshd runs on this machine" in w.log()
+    out = subprocess.check_output(
+        ["ssh-keygen", "-y", "-f", w.folder / "state/id_ed25519"], text=True
+    )
+    assert w.get(ROOT, MANAGER, "PublicKey").split()[:2] == out.split()[:2]
+    w.authorize()
+
+
+def test_a_key_that_cannot_be_used_is_told_and_is_no_traceback(w: World) -> None:
+    line = w.get(ROOT, MANAGER, "PublicKey")
+    assert w.stop_daemon() == 0
+    key = w.folder / "state/id_ed25519"
+    good = key.read_bytes()
+    key.write_bytes(good[:100])
+    assert w.spawn_daemon().wait(40) == 1
+    assert "id_ed25519 is damaged; put it back from a copy" in w.log()
+    assert "Traceback" not in w.log()
+    key.write_bytes(good)
+    w.start_daemon()
+    assert w.get(ROOT, MANAGER, "PublicKey") == line

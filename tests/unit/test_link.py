@@ -22,9 +22,9 @@ from usbipsshd.errors import Code, UsbipError
 from usbipsshd.hostkey import fetch_host_key
 from usbipsshd.link import Link, LinkHooks, LinkState
 from usbipsshd.messages import Packet
+from usbipsshd.ownkey import Key
 from usbipsshd.remotes import Remote
 from usbipsshd.seqpacket import SeqPacket
-from usbipsshd.signer import Key
 from usbipsshd.sshconfig import SshConfig
 from usbipsshd.way import OwnKeys, Ways
 

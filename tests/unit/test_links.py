@@ -17,7 +17,7 @@ from unit.test_link import REMOTE, Sessions, ways
 from usbipsshd.errors import Code, UsbipError
 from usbipsshd.link import Link, LinkState
 from usbipsshd.links import MAX_PRIVATE, MAX_PRIVATE_PER_UID, Links, PassedAgent
-from usbipsshd.signer import Key
+from usbipsshd.ownkey import Key
 from usbipsshd.way import OwnKeys
 
 

@@ -4,19 +4,18 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import socket
-import stat
 import struct
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.made import run
 
+from usbipsshd.ownkey import Key
 from usbipsshd.signer import (
     FAILURE,
     IDENTITIES_ANSWER,
@@ -26,7 +25,6 @@ from usbipsshd.signer import (
     SIGN_REQUEST,
     SIGN_RESPONSE,
     BadMessage,
-    Key,
     Signer,
     check_login,
 )
@@ -207,56 +205,3 @@ def test_a_message_of_no_sensible_size_ends_it(key: Key, size: int) -> None:
         writer.close()
 
     run(main())
-
-
-def test_the_key_is_made_once_and_only_root_reads_it(tmp_path: Path) -> None:
-    first, again = Key(tmp_path), Key(tmp_path)
-    first.load()
-    again.load()
-    assert first.line == again.line
-    assert "\n" not in first.line
-    modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in tmp_path.iterdir()}
-    assert modes == {"id_ed25519": 0o600, "id_ed25519.pub": 0o644}
-    (tmp_path / "id_ed25519.pub").unlink()
-    again.load()
-    assert again.blob == first.blob
-
-
-def _rsa() -> bytes:
-    return rsa.generate_private_key(65537, 2048).private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.OpenSSH,
-        serialization.NoEncryption(),
-    )
-
-
-@pytest.mark.parametrize(
-    "damage", [b"", b"nonsense", b"-----BEGIN OPENSSH PRIVATE KEY-----\n", None]
-)
-def test_a_damaged_private_key_is_an_answer_and_no_crash(
-    tmp_path: Path, damage: bytes | None
-) -> None:
-    key = Key(tmp_path)
-    key.load()
-    (tmp_path / "id_ed25519").write_bytes(_rsa() if damage is None else damage)
-    assert Signer([key], "pi").answer(request(key.blob, login(key.blob))) == bytes([FAILURE])
-    (tmp_path / "id_ed25519.pub").unlink()
-    with pytest.raises((ValueError, TypeError)):
-        Key(tmp_path).load()
-
-
-@pytest.mark.parametrize(
-    "line", ["", "\n", "ssh-rsa AAAA x", "ssh-ed25519", "ssh-ed25519 AAAA", "ssh-ed25519 !",
-             "ssh-ed25519 " + base64.b64encode(OTHER).decode() + " x\nssh-rsa AAAA"],
-)  # fmt: skip
-def test_a_damaged_public_key_is_told_at_the_start(tmp_path: Path, line: str) -> None:
-    key = Key(tmp_path)
-    key.load()
-    (tmp_path / "id_ed25519.pub").write_text(line)
-    with pytest.raises(ValueError, match=r"."):
-        Key(tmp_path).load()
-
-
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="No such file"):
-        Key(tmp_path / "nowhere").load()
