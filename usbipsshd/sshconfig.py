@@ -3,7 +3,8 @@
 
 ``/etc/usbipsshd/ssh_config`` is in OpenSSH's own syntax (ssh_config(5)), so OpenSSH reads it:
 ``ssh -G`` prints what holds for one host and connects to nothing. Followed are HostName, Port,
-User, HostKeyAlias, IdentityFile, CertificateFile, IdentitiesOnly, ProxyJump and ProxyCommand.
+User, HostKeyAlias, IdentityFile, CertificateFile, IdentitiesOnly, ProxyJump and ProxyCommand; and
+Include, where what is included is root's alone, too.
 """
 
 from __future__ import annotations
@@ -11,15 +12,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import re
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from usbipsshd.address import Address, parse_address
 from usbipsshd.errors import Code, UsbipError
+from usbipsshd.rootsfiles import NotRoots, check_config
 
 log = logging.getLogger(__name__)
 
@@ -101,15 +101,12 @@ class SshConfig:
     def _followed(self) -> bool:
         """Whether there is a file; raise :exc:`UsbipError` where others than root could write."""
         try:
-            for path in (self._path, self._path.parent):
-                found = path.stat()
-                if found.st_uid not in (0, os.geteuid()) or found.st_mode & (
-                    stat.S_IWGRP | stat.S_IWOTH
-                ):
-                    log.error("%s: others than root can write to it; it is not followed", path)
-                    raise _wrong()
+            check_config(self._path, self._home)
         except FileNotFoundError:
             return False
+        except NotRoots as error:
+            log.error("%s", error)  # noqa: TRY400
+            raise _wrong() from None
         except OSError as error:
             log.error("%s cannot be read: %s", self._path, error.strerror)  # noqa: TRY400
             raise _wrong() from None

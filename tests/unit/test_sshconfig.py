@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
+from pytest import LogCaptureFixture
 from unit.made import refused
 
 import usbipsshd.sshconfig
@@ -124,3 +126,79 @@ def test_a_program_that_misbehaves_ends_in_bounded_time(
 def test_without_an_ssh_client(file: Path) -> None:
     with refused(Code.FAILED, "ssh client"):
         route(file, "pi", "", program=file.with_name("none"))
+
+
+def include(file: Path, line: str, text: str = "Port 7\n") -> Path:
+    """A file that is included by ``line``, in which {} is its name."""
+    folder = file.parent / "more"
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o755)
+    included = folder / "a.conf"
+    included.write_text(text)
+    included.chmod(0o644)
+    file.write_text(line.format(included) + "\n")
+    file.chmod(0o644)
+    return included
+
+
+INCLUDES = (
+    "Include {}", "include {}", "  INCLUDE   {}", "Include={}", "Include = {}", 'Include "{}"',
+    "Include /nonexistent/*.conf {}", "Host pi\n Include {}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("line", INCLUDES)
+def test_what_is_included_is_root_s_alone_too(file: Path, line: str) -> None:
+    included = include(file, line)
+    assert route(file, "pi").last.port == 7
+    for wrong in (included, included.parent):
+        before = wrong.stat().st_mode
+        wrong.chmod(before | 0o002)
+        with refused(Code.FAILED, "mistake"):
+            route(file, "pi")
+        wrong.chmod(before)
+        os.chown(wrong, 61001, -1)
+        with refused(Code.FAILED, "mistake"):
+            route(file, "pi")
+        os.chown(wrong, 0, -1)
+    assert route(file, "pi").last.port == 7
+
+
+def test_an_include_of_an_include_and_a_pattern(file: Path, caplog: LogCaptureFixture) -> None:
+    inner = include(file, "Include {}")
+    middle = inner.with_name("b.conf")
+    middle.write_text(f"Include {inner.parent}/a*.conf\n")
+    file.write_text(f"Include {middle}\n")
+    assert route(file, "pi").last.port == 7
+    inner.chmod(0o666)
+    with refused(Code.FAILED, "mistake"):
+        route(file, "pi")
+    assert f"{inner}: others than root can write to it" in caplog.text
+
+
+def test_a_link_to_what_somebody_else_could_change(file: Path) -> None:
+    inner = include(file, "")
+    elsewhere = file.parent / "elsewhere"
+    elsewhere.mkdir()
+    inner.rename(elsewhere / "x")
+    inner.symlink_to(elsewhere / "x")
+    file.write_text(f"Include {inner}\n")
+    assert route(file, "pi").last.port == 7
+    elsewhere.chmod(0o777)
+    with refused(Code.FAILED, "mistake"):
+        route(file, "pi")
+
+
+@pytest.mark.parametrize(
+    "line", ["Include $HOME/{}", "Include %d/x", 'Include "{}', "Include ~x/y", "Include /**"]
+)
+def test_an_include_that_cannot_be_looked_at(file: Path, line: str) -> None:
+    include(file, line)
+    with refused(Code.FAILED, "mistake"):
+        route(file, "pi")
+
+
+def test_includes_in_a_circle_end(file: Path) -> None:
+    include(file, "Include {}", text=f"Include {file}\n")
+    with refused(Code.FAILED, "mistake"):
+        route(file, "pi")
