@@ -84,7 +84,7 @@ class Daemon:
     async def _serve(self, bus: Connection, parts: Parts, group: asyncio.TaskGroup) -> str:
         """Serve until it is time to stop; return why the bus went, empty if it did not."""
         settings = self._settings
-        bindings = Bindings(parts.attachments, bus.callers)
+        bindings = Bindings(parts.attachments, parts.hubs, bus.callers)
         manager = Manager(parts.service, parts.resets, Authority(bus.call), bindings)
         tree = ObjectTree(bus.emit, manager.dispatch(), _machine_id(settings.paths.machine_id))
         parts.publish(tree)

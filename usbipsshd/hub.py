@@ -43,6 +43,8 @@ class Hub:
     rebind: bool = True
     private: int = 0
     """The number of the private link that it uses; 0 for the one that all share."""
+    bound_to: str = ""
+    """The caller's name on the bus if it lives no longer than that; empty if not."""
     state: State = State.CONNECTING
     """ATTACHED while it watches the remote."""
     attachments: list[int] = field(default_factory=list)

@@ -85,20 +85,20 @@ class Parts:
             events=events,
             now=settings.now,
         )
-        self._hubs = Hubs(
+        self.hubs = Hubs(
             group=group, attachments=self.attachments, chooser=chooser, now=settings.now
         )
         self.status = Status(self.attachments, settings.notifier.send)
         self.attachments.listen(self.status)
         self._links.listen(self.attachments)
-        self._links.listen(self._hubs)
-        self.attachments.listen(self._hubs)
+        self._links.listen(self.hubs)
+        self.attachments.listen(self.hubs)
         exporter = LocalExporter(paths.sys, usb, events)
         self.service = Service(
             store=self._store,
             links=self._links,
             attachments=self.attachments,
-            hubs=self._hubs,
+            hubs=self.hubs,
             usb=usb,
             exporter=exporter,
             ids=ids,
@@ -117,7 +117,7 @@ class Parts:
             tree,
             links=self._links,
             attachments=self.attachments,
-            hubs=self._hubs,
+            hubs=self.hubs,
             store=self._store,
             vhci=self._vhci,
             public_key=self._key.line,
@@ -132,33 +132,33 @@ class Parts:
             store=self._store,
             links=self._links,
             attachments=self.attachments,
-            hubs=self._hubs,
+            hubs=self.hubs,
             importer=self._importer,
             group=self._group,
         )
         take_over.run(remembered, descriptors)
-        self._memory.watch(self.attachments, self._hubs)
+        self._memory.watch(self.attachments, self.hubs)
 
     def good_news(self) -> None:
         """The network has changed: who waits tries now."""
         self.attachments.poke()
-        self._hubs.poke()
+        self.hubs.poke()
 
     async def sleep(self) -> None:
         """Give everything back before the machine sleeps."""
-        self._hubs.sleep()
+        self.hubs.sleep()
         await self.attachments.sleep()
         await self._links.close()
 
     def wake(self) -> None:
         """The machine is awake again: everything comes back."""
         self.attachments.wake()
-        self._hubs.wake()
+        self.hubs.wake()
 
     async def hand_over(self) -> None:
         """Leave everything attached for the process that comes after this one."""
         self._memory.freeze()
-        await self._hubs.abandon()
+        await self.hubs.abandon()
         await self.attachments.abandon()
         await self._links.abandon()
 
@@ -169,7 +169,7 @@ class Parts:
         """
         self._memory.hold()
         if hand_over:
-            self._hubs.abandon_soon()
+            self.hubs.abandon_soon()
             self.attachments.abandon_soon()
             self._links.abandon_soon()
 
@@ -178,7 +178,7 @@ class Parts:
         self._memory.keep_persistent()
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
-                await self._hubs.close()
+                await self.hubs.close()
                 await self.attachments.close()
                 await self._links.close()
         except TimeoutError:

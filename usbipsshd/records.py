@@ -145,6 +145,7 @@ def hub_to_json(hub: Hub) -> Packet:
         "unmount": hub.unmount,
         "rebind": hub.rebind,
         "private": hub.private,
+        "bound_to": hub.bound_to,
         "aside": [[busid, devnum] for busid, devnum in hub.aside],
     }
 
@@ -160,5 +161,7 @@ def hub_from_json(packet: Mapping[str, Json]) -> Hub:
         unmount=get_bool(packet, "unmount"),
         rebind=get_bool(packet, "rebind"),
         private=_private(packet),
+        # Records of an earlier version do not have it.
+        bound_to=_text({"bound_to": "", **packet}, "bound_to"),
         aside=_read_plugs(packet, "aside"),
     )

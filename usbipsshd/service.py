@@ -85,6 +85,8 @@ class HubOptions:
     persist: bool = False
     unmount: bool = True
     rebind: bool = True
+    bound_to: str = ""
+    """The caller's name on the bus if the hub lives no longer than that."""
 
 
 class Service:
@@ -243,6 +245,7 @@ class Service:
                 unmount=options.unmount,
                 rebind=options.rebind,
                 private=link.private,
+                bound_to=options.bound_to,
             )
             self.hubs.begin(link, hub)
             if options.persist and not self._keep():

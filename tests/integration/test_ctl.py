@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import pytest
 from fakekernel import HUB, KEYBOARD, STICK
-from integration.world import ALICE, ATTACHMENT, BOB, World, wait_until, world
+from integration.world import ALICE, ATTACHMENT, BOB, CAROL, World, wait_until, world
 
 SECONDS = 60.0
 PORTS = {"2-1": STICK, "1-1": HUB, "1-1.3": KEYBOARD}
@@ -259,15 +259,17 @@ def test_unbind_and_this_machine(w: World) -> None:
     assert ctl(w, "unbind", ".").code == 0
 
 
-def test_wait_detaches_at_the_end_however_it_ends(w: World) -> None:
+@pytest.mark.parametrize("more", [(), ("--all",)])
+def test_wait_detaches_at_the_end_however_it_ends(w: World, more: tuple[str, ...]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        with running(w, "attach", "--wait", "pi", "2-1") as process:
-            assert process.line().startswith("pi/2-1 is ")
-            assert w.desk.state()["ports"] != []
+        with running(w, "attach", "--wait", *more, "pi", "2-1") as process:
+            assert process.line().startswith("Whatever matches" if more else "pi/2-1 is ")
+            w.desk.wait(lambda s: s["ports"] != [])
             process.process.send_signal(number)
             code = process.process.wait(SECONDS)
             assert code == (0 if number is not signal.SIGKILL else -9)
         wait_until(lambda: w.attachments() == [], "it is still attached", SECONDS)
+        wait_until(lambda: "/hub/" not in " ".join(w.objects()), "its hub is there", SECONDS)
 
 
 def test_wait_ends_when_the_device_goes(w: World) -> None:
@@ -399,12 +401,12 @@ def test_no_daemon_and_no_bus(w: World) -> None:
 class OnTerminal:
     """usbipsshctl on a terminal."""
 
-    def __init__(self, w: World, *words: str) -> None:
-        command, environment = line(w, ALICE, *words)
+    def __init__(self, w: World, *words: str, uid: int = ALICE) -> None:
+        command, environment = line(w, uid, *words)
         self._ours, theirs = pty.openpty()
         self.process = subprocess.Popen(
-            command, env={**environment, "TERM": "xterm"}, stdin=theirs, stdout=theirs,
-            stderr=theirs, cwd="/", start_new_session=True,
+            ["setsid", "--ctty", *command], env={**environment, "TERM": "xterm"}, stdin=theirs,
+            stdout=theirs, stderr=theirs, cwd="/",
         )  # fmt: skip
         os.close(theirs)
         self.shown = ""
@@ -427,6 +429,18 @@ class OnTerminal:
         return self.process.wait(SECONDS)
 
 
+def test_where_there_is_no_agent_the_question_comes_to_the_terminal(w: World) -> None:
+    on = OnTerminal(w, "list", "pi", uid=CAROL)
+    on.until("AUTHENTICATING FOR org.usbipssh1.")
+    on.until("Authentication is required")
+    on.type("\x03")
+    assert on.ends() != 0
+    # Where no question may be put, there is no agent either.
+    on = OnTerminal(w, "--no-ask", "list", "pi", uid=CAROL)
+    assert on.ends() == 3
+    assert "AUTHENTICATING" not in on.shown
+
+
 def test_a_host_key_is_shown_and_trusted_only_with_a_yes(w: World) -> None:
     address = f"root@127.0.0.1:{w.ssh.port}"
     w.call(0, "AddRemote", "sa{sv}", "fresh", "1", "address", "s", address)
@@ -442,7 +456,8 @@ def test_a_host_key_is_shown_and_trusted_only_with_a_yes(w: World) -> None:
         on.until("Trust it? [y/N] ")
         on.type("y\n")
         assert on.ends() == 0
-        assert "2-1  0781:5581" in on.shown
+        # In colour, as it is a terminal.
+        assert "\x1b[1m2-1\x1b[0m  0781:5581" in on.shown
         assert ctl(w, "list", "fresh").code == 0
     finally:
         w.call(0, "RemoveRemote", "sa{sv}", "fresh", "0")

@@ -51,7 +51,13 @@ _ATTACH = {
     "bind-to-caller": "b",
     "ssh-agent": "h",
 }
-_ATTACH_ALL = {"persist": "b", "unmount": "b", "rebind": "b", "ssh-agent": "h"}
+_ATTACH_ALL = {
+    "persist": "b",
+    "unmount": "b",
+    "rebind": "b",
+    "bind-to-caller": "b",
+    "ssh-agent": "h",
+}
 _CONNECT = {"ssh-agent": "h"}
 """Options of what connects to a remote and has no others."""
 _SET_OPTIONS = {"keep": "b", "persist": "b"}
@@ -205,9 +211,12 @@ class Manager:
                 persist=bool(given.get("persist")),
                 unmount=bool(given.get("unmount", True)),
                 rebind=bool(given.get("rebind", True)),
+                bound_to=call.caller.name if given.get("bind-to-caller") else "",
             ),
             _agent(call, given),
         )
+        if given.get("bind-to-caller"):
+            self._bindings.bind_hub(call.caller, hub)
         return (hub_path(hub.number),)
 
     async def _detach(self, call: Call) -> Sequence[object]:

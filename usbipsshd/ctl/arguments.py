@@ -9,11 +9,17 @@ import re
 from usbipsshd import __version__
 from usbipsshd.client.sshagent import Use
 
-_EPILOG = """\
-REMOTE is the name of a listed remote, or [user@]host[:port]. PATTERN is a bus id (1-1.3), vid:pid
-in hex, or a regular expression over ids, serial, names and interface classes; a leading ! negates.
-usbipsshctl(1) has examples, and the exit statuses.
-"""
+_EPILOG = "usbipsshctl(1) says what REMOTE and PATTERN may be, and has the exit statuses."
+
+
+class _Brief(argparse.HelpFormatter):
+    """All commands on one screen of 24 lines: without a line for the list itself."""
+
+    def _format_action(self, action: argparse.Action) -> str:
+        text = super()._format_action(action)
+        if isinstance(action, argparse._SubParsersAction):
+            text = text.partition("\n")[2]
+        return text
 
 
 def _vid_pid(text: str) -> tuple[int, int]:
@@ -55,16 +61,16 @@ def _connects(verb: argparse.ArgumentParser) -> None:
 def parser() -> argparse.ArgumentParser:
     """The whole command line; ``verb`` (and ``what`` of ``remote``) say what is wanted."""
     whole = argparse.ArgumentParser(
-        prog="usbipsshctl",
-        description="Use the USB devices of other machines, over nothing but ssh.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="usbipsshctl", epilog=_EPILOG, formatter_class=_Brief, add_help=False
     )
+    whole.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
     whole.add_argument("--version", action="version", version=f"usbipsshctl {__version__}")
     whole.add_argument(
         "--no-ask", action="store_true", help="never ask for a password or about a host key"
     )
-    verbs = whole.add_subparsers(dest="verb", metavar="COMMAND", required=True)
+    verbs = whole.add_subparsers(
+        dest="verb", metavar="COMMAND", required=True, title="commands, each with --help"
+    )
 
     one = verbs.add_parser("list", help="devices of a remote, or of all and of this machine")
     one.add_argument("remote", nargs="?", metavar="REMOTE", help="a remote; . is this machine")

@@ -6,49 +6,57 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from usbipsshd.client.snapshot import NOTHING, Attachment, Hub, Remote, Snapshot
+from usbipsshd.ctl.colour import PLAIN, Paint
 
 Clock = Callable[[int], str]
 """A time of day for microseconds since the epoch."""
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines with a head; nothing at all without rows."""
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], paint: Paint = PLAIN) -> list[str]:
+    """Lines with a head; nothing at all without rows. What is below STATE has its colour."""
     if not rows:
         return []
     every = [list(heads), *map(list, rows)]
     widths = [max(len(row[n]) for row in every) for n in range(len(heads))]
-    return [
-        "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip()
-        for row in every
-    ]
+    padded = [[word.ljust(width) for word, width in zip(row, widths, strict=True)] for row in every]
+    state = heads.index("STATE") if "STATE" in heads else -1
+    lines = [paint.strong("  ".join(padded[0]).rstrip())]
+    for row in padded[1:]:
+        painted = [paint.state(word) if n == state else word for n, word in enumerate(row)]
+        lines.append("  ".join(painted).rstrip())
+    return lines
 
 
-def remotes(found: Sequence[Remote]) -> list[str]:
+def remotes(found: Sequence[Remote], paint: Paint = PLAIN) -> list[str]:
     """The listed remotes, and what is wrong with them."""
     rows = [(r.name, r.state, r.label or "-", _error(r.last_error)) for r in found]
-    return table(("REMOTE", "STATE", "LABEL", "LAST ERROR"), rows)
+    return table(("REMOTE", "STATE", "LABEL", "LAST ERROR"), rows, paint)
 
 
-def findings(found: Sequence[Mapping[str, str]]) -> list[str]:
+def findings(found: Sequence[Mapping[str, str]], paint: Paint = PLAIN) -> list[str]:
     """What the doctor found, the remedy below what needs one."""
-    marks = {"ok": "ok     ", "warning": "warning"}
+    marks = {"ok": paint.good("ok     "), "warning": paint.warning("warning")}
     lines = []
     for one in found:
-        lines.append(f"{marks.get(one.get('ok', ''), 'PROBLEM')}  {one.get('summary', '')}")
+        lines.append(
+            f"{marks.get(one.get('ok', ''), paint.bad('PROBLEM'))}  {one.get('summary', '')}"
+        )
         if one.get("remedy"):
             lines.append(f"         {one['remedy']}")
     return lines
 
 
-def status(snapshot: Snapshot, clock: Clock) -> list[str]:
+def status(snapshot: Snapshot, clock: Clock, paint: Paint = PLAIN) -> list[str]:
     """Hubs and attachments, what they are and where."""
     lines = table(
         ("HUB", "PATTERN", "STATE", "DEVICES", "LAST ERROR"),
         [_hub(hub, clock) for hub in snapshot.hubs],
+        paint,
     )
     attached = table(
         ("REMOTE", "DEVICE", "NAME", "STATE", "HERE", "NODES"),
         [_attachment(one, clock) for one in snapshot.attachments],
+        paint,
     )
     if lines and attached:
         lines.append("")

@@ -113,7 +113,9 @@ class Commands:
             self._terminal.say(json.dumps(as_json(devices), indent=2))
             return
         attachments = {a.path: a for a in self._client.snapshot.attachments}
-        self._terminal.say(*(indent + line for line in tree(devices, attachments)))
+        self._terminal.say(
+            *(indent + line for line in tree(devices, attachments, self._terminal.paint))
+        )
 
     # Attaching
 
@@ -126,14 +128,14 @@ class Commands:
             options["unmount"] = False
         if words.no_rebind:
             options["rebind"] = False
+        if words.wait:
+            options["bind-to-caller"] = True
         if words.all:
             return await self._attach_all(options)
         if words.keep:
             options["keep"] = True
         if words.expect is not None:
             options["expect-vendor-id"], options["expect-product-id"] = words.expect
-        if words.wait:
-            options["bind-to-caller"] = True
         path = await self._asking(
             words.remote,
             f"Attaching from {words.remote}",
@@ -240,7 +242,7 @@ class Commands:
         if self._words.json:
             self._terminal.say(json.dumps(_published(snapshot), indent=2))
         else:
-            self._terminal.say(*columns.status(snapshot, _clock))
+            self._terminal.say(*columns.status(snapshot, _clock, self._terminal.paint))
         return Exit.OK
 
     async def _monitor(self) -> Exit:
@@ -282,7 +284,7 @@ class Commands:
         if self._words.json:
             self._terminal.say(json.dumps(found, indent=2))
         else:
-            self._terminal.say(*columns.findings(found))
+            self._terminal.say(*columns.findings(found, self._terminal.paint))
         bad = any(one.get("ok") not in ("ok", "warning") for one in found)
         return Exit.FAILED if bad else Exit.OK
 
@@ -295,7 +297,7 @@ class Commands:
 
     async def _remote_list(self) -> Exit:
         await self._client.start()
-        lines = columns.remotes(self._client.snapshot.remotes)
+        lines = columns.remotes(self._client.snapshot.remotes, self._terminal.paint)
         self._terminal.say(*(lines or ["No remote is listed; usbipsshctl remote add adds one."]))
         return Exit.OK
 

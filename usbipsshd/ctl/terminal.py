@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TextIO
 
+from usbipsshd.ctl.colour import Paint
+
 PROGRESS_SECONDS = 1.0
 """What takes longer says so."""
 AGENT_SECONDS = 5.0
@@ -24,6 +26,7 @@ class Terminal:
     def __init__(self, *, asks: bool, out: TextIO | None = None, err: TextIO | None = None) -> None:
         self._out = out or sys.stdout
         self._err = err or sys.stderr
+        self.paint = Paint.fitting(self._out, os.environ)
         self.asks = asks and sys.stdin.isatty() and self._err.isatty()
 
     def say(self, *lines: str) -> None:
@@ -76,9 +79,11 @@ class Terminal:
             yield
             return
         read, write = os.pipe()
+        # polkit 122 looks for a fallback only where there is a session, which may have an agent.
+        fallback = ["--fallback"] if os.environ.get("XDG_SESSION_ID") else []
         try:
             agent = await asyncio.create_subprocess_exec(
-                program, "--fallback", "--notify-fd", str(write), pass_fds=(write,)
+                program, *fallback, "--notify-fd", str(write), pass_fds=(write,)
             )
         finally:
             os.close(write)

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from usbipsshd.client.snapshot import Attachment, Device, Interface
+from usbipsshd.ctl.colour import PLAIN, Paint
 
 Attachments = Mapping[str, Attachment]
 """By object path."""
 
 
-def tree(devices: Sequence[Device], attachments: Attachments) -> list[str]:
+def tree(devices: Sequence[Device], attachments: Attachments, paint: Paint = PLAIN) -> list[str]:
     """The lines for devices in tree order: each with its interfaces below it."""
     lines: list[str] = []
     shown: list[str] = []
@@ -21,7 +22,7 @@ def tree(devices: Sequence[Device], attachments: Attachments) -> list[str]:
         shown = [busid for busid in shown if _below(device.busid, busid)]
         indent = "  " * len(shown)
         shown.append(device.busid)
-        lines.append(f"{indent}{_device(device, attachments)}")
+        lines.append(f"{indent}{_device(device, attachments, paint)}")
         names = max((len(i.name) for i in device.interfaces), default=0)
         if not device.hub:
             start = f"{indent}    :{device.configuration or 1}."
@@ -34,10 +35,12 @@ def _below(busid: str, hub: str) -> bool:
     return busid.startswith(hub + separator)
 
 
-def _device(device: Device, attachments: Attachments) -> str:
+def _device(device: Device, attachments: Attachments, paint: Paint) -> str:
     names = "  ".join(name for name in (device.vendor, device.product) if name)
-    words = [device.busid, f"{device.vendor_id:04x}:{device.product_id:04x}", names]
-    return "  ".join(word for word in [*words, mark(device, attachments)] if word)
+    ids = f"{device.vendor_id:04x}:{device.product_id:04x}"
+    shade = paint.good if device.state == "attached" else paint.warning
+    words = [paint.strong(device.busid), ids, names, shade(mark(device, attachments))]
+    return "  ".join(word for word in words if word)
 
 
 def mark(device: Device, attachments: Attachments) -> str:
