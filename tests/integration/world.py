@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -334,12 +334,14 @@ def world(
     desk: FakeKernel | None = None,
     pi: FakeKernel | None = None,
     with_systemd: bool = False,
+    more_users: Mapping[str, int] | None = None,
 ) -> Iterator[World]:
     """Start everything; what was started is stopped, and the log shown if the test failed.
 
+    ``more_users`` may call, beside Alice, Bob and Carol.
     ``with_systemd``: sessions are started, and outlive the daemon, as under systemd.
     """
-    users = {"alice": ALICE, "bob": BOB, "carol": CAROL}
+    users = {"alice": ALICE, "bob": BOB, "carol": CAROL, **(more_users or {})}
     with contextlib.ExitStack() as stack:
         bus = stack.enter_context(system_bus(users=users, groups={"lab": ("carol",)}))
         polkit = stack.enter_context(polkitd(bus, rules))
