@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 MAX_ATTACHMENTS = 240
 """As many as vhci has ports in Debian's kernels."""
+MAX_PER_UID = 120
+"""Of one user, unless it is root."""
 PORT_FREE_SECONDS = 5.0
 RETURN_SECONDS = 45.0
 
@@ -145,6 +147,12 @@ class Attachments:
         if len(self._entries) >= MAX_ATTACHMENTS:
             raise UsbipError(
                 Code.LIMITS_EXCEEDED, f"At most {MAX_ATTACHMENTS} devices can be attached."
+            )
+        uid = attachment.owner_uid
+        if uid != 0 and sum(a.owner_uid == uid for a in self) >= MAX_PER_UID:
+            raise UsbipError(
+                Code.LIMITS_EXCEEDED,
+                f"One user can attach {MAX_PER_UID} devices at most; detach some first.",
             )
         entry = self._enter(link, attachment)
         entry.first = attachment.state is State.CONNECTING

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from itertools import count
@@ -31,6 +32,9 @@ ANSWER_SECONDS = 10.0
 """How long polkit may take when it asks nobody."""
 QUESTION_SECONDS = 300.0
 """How long a person may take."""
+MAX_QUESTIONS_PER_UID = 8
+MAX_QUESTIONS = 128
+"""Open at a time: one user's, and everybody's."""
 
 
 class Action(StrEnum):
@@ -114,6 +118,7 @@ class Authority:
         self._answer_seconds = answer_seconds
         self._question_seconds = question_seconds
         self._ids = count(1)
+        self._questions: Counter[int] = Counter()
 
     async def check(
         self,
@@ -126,8 +131,9 @@ class Authority:
     ) -> None:
         """Return if ``caller`` may do all of ``actions``; otherwise raise :exc:`UsbipError`.
 
-        AccessDenied, or InteractiveAuthorizationRequired where a person would have to be asked
-        and the message did not allow it. uid 0 may do everything, with or without polkit;
+        AccessDenied, InteractiveAuthorizationRequired where a person would have to be asked
+        and the message did not allow it, or LimitsExceeded where too much is being asked
+        already. uid 0 may do everything, with or without polkit;
         for everybody else no polkit means no. ``more`` says that this request will be checked
         again, for things that are not known yet.
 
@@ -161,12 +167,33 @@ class Authority:
         if every:
             names = " ".join(a.removeprefix("org.usbipssh1.") for a in asked)
             details = {**details, "actions": names}
-        answer = await self._ask(caller, action, details, interactive=True)
+        with self._one_more_question(caller.uid):
+            answer = await self._ask(caller, action, details, interactive=True)
         if answer is _Answer.QUESTION:
             raise _nobody_asks(asked[0])
         if answer is not _Answer.YES:
             raise _denied(asked[0])
         question.answered = every
+
+    @contextmanager
+    def _one_more_question(self, uid: int) -> Iterator[None]:
+        if self._questions[uid] >= MAX_QUESTIONS_PER_UID:
+            raise UsbipError(
+                Code.LIMITS_EXCEEDED,
+                f"You are being asked {MAX_QUESTIONS_PER_UID} questions already; answer one first.",
+            )
+        if self._questions.total() >= MAX_QUESTIONS:
+            raise UsbipError(
+                Code.LIMITS_EXCEEDED,
+                "Too many people are being asked for passwords just now; try again later.",
+            )
+        self._questions[uid] += 1
+        try:
+            yield
+        finally:
+            self._questions[uid] -= 1
+            if not self._questions[uid]:
+                del self._questions[uid]
 
     async def _ask(
         self,

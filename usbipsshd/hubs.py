@@ -17,6 +17,8 @@ from usbipsshd.hub import Hub, HubLife
 from usbipsshd.link import Link, LinkState
 
 MAX_HUBS = 64
+MAX_PER_UID = 32
+"""Of one user, unless it is root."""
 
 
 class HubListener(Protocol):
@@ -88,6 +90,12 @@ class Hubs:
             raise stopping()
         if len(self._lives) >= MAX_HUBS:
             raise UsbipError(Code.LIMITS_EXCEEDED, f"At most {MAX_HUBS} hubs can be attached.")
+        uid = hub.owner_uid
+        if uid != 0 and sum(h.owner_uid == uid for h in self) >= MAX_PER_UID:
+            raise UsbipError(
+                Code.LIMITS_EXCEEDED,
+                f"One user can attach {MAX_PER_UID} hubs at most; detach some first.",
+            )
         life = HubLife(
             hub,
             link,

@@ -79,7 +79,9 @@ class Link:
         hooks: LinkHooks,
         idle_seconds: float = IDLE_SECONDS,
         private: int = 0,
+        check_room: Callable[[], None] = lambda: None,
     ) -> None:
+        """``check_room`` raises :exc:`UsbipError` when no further connection may be made."""
         self.remote = remote
         self.private = private
         """The number of a connection that is one caller's own; 0 for the one that all share.
@@ -90,12 +92,18 @@ class Link:
         self._ways = ways
         self._hooks = hooks
         self._idle_seconds = idle_seconds
+        self._check_room = check_room
         self._users = 0
         self._task: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[Session] | None = None
         self._idle = asyncio.Event()
         self._abandoned = False
         self._idle_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection, or one is being made."""
+        return self._task is not None
 
     @property
     def in_use(self) -> bool:
@@ -128,6 +136,7 @@ class Link:
     async def _session(self) -> Session:
         while True:
             if self._task is None:
+                self._check_room()
                 self._start(self._launcher.session())
             elif self._idle.is_set():
                 # It is being closed for idleness; the next one starts when it has ended.

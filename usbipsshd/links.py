@@ -24,6 +24,11 @@ from usbipsshd.remotes import Remote
 from usbipsshd.way import OwnKeys, Ways
 
 MAX_LINKS = 320
+"""Remembered, in use or not."""
+MAX_CONNECTIONS = 112
+"""There, or about to be; usbipssh-session.socket allows 128, and TrustHostKey needs some."""
+MAX_UNLISTED = 32
+"""Of these, remotes that are not listed."""
 MAX_PRIVATE = 64
 MAX_PRIVATE_PER_UID = 16
 """Private links, each with a session process of its own; the second for everybody but root."""
@@ -130,6 +135,21 @@ class Links:
         )
         return link
 
+    def _check_room(self, remote: Remote) -> None:
+        """Raise :exc:`UsbipError` (LimitsExceeded) where one more connection is one too many."""
+        connected = [link for link in self._every() if link.connected]
+        unlisted = sum(not link.remote.listed for link in connected)
+        if len(connected) >= MAX_CONNECTIONS:
+            problem = f"At most {MAX_CONNECTIONS} remotes can be connected at a time"
+        elif not remote.listed and unlisted >= MAX_UNLISTED:
+            problem = f"At most {MAX_UNLISTED} remotes that are not listed can be connected"
+        else:
+            return
+        raise UsbipError(
+            Code.LIMITS_EXCEEDED,
+            f"{problem}; detach something, or wait a minute until idle connections are closed.",
+        )
+
     @contextmanager
     def kept(self, remote: Remote, agent: PassedAgent | None = None) -> Iterator[Link]:
         """The link to ``remote``, whose connection is not closed for idleness meanwhile.
@@ -224,6 +244,7 @@ class Links:
             hooks=hooks,
             idle_seconds=0.0 if private else self._idle_seconds,
             private=private,
+            check_room=lambda: self._check_room(remote),
         )
         return link
 

@@ -270,7 +270,7 @@ def test_every_property_is_everybodys_to_read_and_nobodys_to_set(w: World) -> No
         values = w.get_all(paths[short], interface)
         assert set(values) == set(names.split())
         for name in names.split():
-            where = {"path": paths[short], "interface": STANDARD_PROPERTIES}
+            where: Any = {"path": paths[short], "interface": STANDARD_PROPERTIES}
             reads = [w.begin(uid, "Get", "ss", interface, name, **where) for uid in (0, BOB)]
             sets = [
                 w.begin(uid, "Set", "ssv", interface, name, "s", "x", **where)

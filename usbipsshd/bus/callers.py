@@ -29,6 +29,10 @@ class Callers:
     def __len__(self) -> int:
         return len(self._uids) + len(self._watches)
 
+    def uid(self, name: str) -> int | None:
+        """The uid behind ``name``, if it is known already."""
+        return self._uids.get(name)
+
     async def get(self, name: str) -> Caller:
         """The caller behind ``name``; raise :exc:`BusError` if it has left, or as the bus fails."""
         uid = self._uids.get(name)

@@ -45,6 +45,8 @@ class Limits:
     calls_per_uid: int = 64
     """For everybody but root."""
     calls: int = 1024
+    strangers: int = 512
+    """Calls, among these, of connections whose uid the bus is still being asked for."""
     body: int = 64 << 10
     """Bytes of one incoming message's arguments."""
     unsent: int = 1 << 20
@@ -70,6 +72,7 @@ class Server:
         self._unanswered: set[asyncio.Task[None]] = set()
         self._per_name: Counter[str] = Counter()
         self._per_uid: Counter[int] = Counter()
+        self._strangers = 0
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -79,11 +82,8 @@ class Server:
         sender = message.sender or ""
         if problem is None and self.dispatch is None:
             problem = UsbipError(Code.CANCELLED, "usbipsshd is starting or stopping.")
-        if problem is None and (
-            len(self._tasks) >= self._limits.calls
-            or self._per_name[sender] >= self._limits.calls_per_name
-        ):
-            problem = UsbipError(Code.LIMITS_EXCEEDED, "Too many calls at a time; wait for some.")
+        if problem is None:
+            problem = self._too_many(sender)
         if problem is not None:
             self._refuse(message, problem)
             return
@@ -94,6 +94,21 @@ class Server:
         )
         self._tasks[task] = sender
         task.add_done_callback(lambda done: self._served(done, fds))
+
+    def _too_many(self, sender: str) -> UsbipError | None:
+        uid = self._callers.uid(sender)
+        if uid is not None and uid != 0 and self._per_uid[uid] >= self._limits.calls_per_uid:
+            return UsbipError(
+                Code.LIMITS_EXCEEDED, "Too many calls of one user at a time; wait for some."
+            )
+        # Who is known is not kept out by many who are not.
+        if (
+            self._per_name[sender] >= self._limits.calls_per_name
+            or len(self._tasks) >= self._limits.calls
+            or (uid is None and self._strangers >= self._limits.strangers)
+        ):
+            return UsbipError(Code.LIMITS_EXCEEDED, "Too many calls at a time; wait for some.")
+        return None
 
     def left(self, name: str) -> None:
         """Cancel the calls of a name that is no longer on the bus."""
@@ -129,10 +144,14 @@ class Server:
             _LOG.error("a call could not be answered", exc_info=task.exception())
 
     async def _serve(self, message: Any, fds: list[int]) -> None:
+        stranger = self._callers.uid(message.sender) is None
+        self._strangers += stranger
         try:
             caller = await self._callers.get(message.sender)
         except (BusError, Disconnected, TimeoutError):
             return
+        finally:
+            self._strangers -= stranger
         uid = caller.uid
         if uid != 0 and self._per_uid[uid] >= self._limits.calls_per_uid:
             problem = "Too many calls of one user at a time; wait for some."
