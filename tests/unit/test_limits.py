@@ -128,6 +128,7 @@ def test_so_many_connections_at_a_time() -> None:
         async with asyncio.TaskGroup() as group:
             table = links.Links(
                 group=group, launcher=cast(Any, NoSessions()), ways=cast(Any, NoWay()),
+                own=cast(Any, None),
                 keeper=cast(Any, SimpleNamespace(store=print, unstore=lambda name: None)),
             )  # fmt: skip
 
