@@ -112,17 +112,10 @@ class CallersAgent:
 
     async def keys(self) -> list[bytes]:
         """Its public keys and certificates, as they are sent; raise :exc:`AgentGone`."""
-        reader = Reader(await self._ask(bytes([REQUEST_IDENTITIES]), IDENTITIES_SECONDS))
-        found: list[bytes] = []
+        answer = await self._ask(bytes([REQUEST_IDENTITIES]), IDENTITIES_SECONDS)
         try:
-            if reader.take(1)[0] != IDENTITIES_ANSWER:
-                raise BadMessage("no list")
-            count = struct.unpack(">I", reader.take(4))[0]
-            for _ in range(min(count, MAX_KEYS)):
-                blob, _comment = reader.string(), reader.string()
-                if len(blob) <= _MAX_BLOB and _is_named(blob):
-                    found.append(blob)
-        except (BadMessage, struct.error):
+            found = parse_keys(answer)
+        except BadMessage:
             self._give_up()
             raise AgentGone from None
         self.empty = not found
@@ -131,16 +124,12 @@ class CallersAgent:
     async def sign(self, blob: bytes, data: bytes, flags: int) -> bytes:
         """A signature as it is sent, empty where it refuses; raise :exc:`AgentGone`."""
         request = string(blob) + string(data) + struct.pack(">I", flags)
-        reader = Reader(await self._ask(bytes([SIGN_REQUEST]) + request, SIGN_SECONDS))
+        answer = await self._ask(bytes([SIGN_REQUEST]) + request, SIGN_SECONDS)
         try:
-            if reader.take(1)[0] != SIGN_RESPONSE:
-                return b""
-            signature = reader.string()
-            reader.end()
-        except (BadMessage, struct.error):
+            return parse_signature(answer)
+        except BadMessage:
             self._give_up()
             raise AgentGone from None
-        return signature if len(signature) <= MAX_MESSAGE else b""
 
     async def _ask(self, message: bytes, seconds: float) -> bytes:
         # Who asks may be cancelled. The answer still comes, and must not be taken for another's.
@@ -232,10 +221,34 @@ def _check_quiet(sock: socket.socket) -> None:
     raise ConnectionResetError("it has closed its end, or talks unasked")
 
 
+def parse_keys(answer: bytes) -> list[bytes]:
+    """The keys in an agent's list, ``MAX_KEYS`` at most; raise :exc:`BadMessage`."""
+    reader = Reader(answer)
+    if reader.take(1)[0] != IDENTITIES_ANSWER:
+        raise BadMessage("no list")
+    count = struct.unpack(">I", reader.take(4))[0]
+    found: list[bytes] = []
+    for _ in range(min(count, MAX_KEYS)):
+        blob, _comment = reader.string(), reader.string()
+        if len(blob) <= _MAX_BLOB and _is_named(blob):
+            found.append(blob)
+    return found
+
+
+def parse_signature(answer: bytes) -> bytes:
+    """The signature in an agent's answer, empty where it refuses; raise :exc:`BadMessage`."""
+    reader = Reader(answer)
+    if reader.take(1)[0] != SIGN_RESPONSE:
+        return b""
+    signature = reader.string()
+    reader.end()
+    return signature if len(signature) <= MAX_MESSAGE else b""
+
+
 def _is_named(blob: bytes) -> bool:
     """Whether it begins with the name of a kind of key (RFC 4251, section 6)."""
     try:
         kind = Reader(blob).string()
-    except (BadMessage, struct.error):
+    except BadMessage:
         return False
     return 0 < len(kind) <= 64 and kind.isascii() and kind.decode().isprintable()

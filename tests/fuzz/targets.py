@@ -17,6 +17,7 @@ from pathlib import Path
 from usbipsshd import descriptors, messages, records, statefile
 from usbipsshd.address import parse_address
 from usbipsshd.bus.encode import listed_device
+from usbipsshd.callersagent import MAX_KEYS, parse_keys, parse_signature
 from usbipsshd.control import Session, SessionFailure
 from usbipsshd.device import BadDevice, Device, device_from_attributes, interface_from_attributes
 from usbipsshd.errors import Code, UsbipError
@@ -30,7 +31,7 @@ from usbipsshd.seqpacket import SeqPacket
 from usbipsshd.service import Listed
 from usbipsshd.session.hostkeys import TrustedKeys, fingerprint, key_text
 from usbipsshd.session.replies import MAX_LINE, BadReply, Reply, parse_hello, split_tag
-from usbipsshd.signer import Signer
+from usbipsshd.signer import MAX_MESSAGE, BadMessage, Signer
 from usbipsshd.vhci import parse_status
 
 Target = Callable[[bytes], None]
@@ -173,6 +174,17 @@ def agent_request(data: bytes) -> None:
     assert answer[0] in (5, 12)
 
 
+def ssh_agent_answer(data: bytes) -> None:
+    """What a caller's own ssh-agent answers."""
+    with suppress(BadMessage):
+        keys = parse_keys(data)
+        assert len(keys) <= MAX_KEYS
+        # It fits into a request to sign, where it stands twice.
+        assert all(0 < 2 * len(key) < MAX_MESSAGE for key in keys)
+    with suppress(BadMessage):
+        assert len(parse_signature(data)) <= MAX_MESSAGE
+
+
 def state_file(folder: Path, data: bytes) -> None:
     """What an earlier process wrote down, and something damaged."""
     path = folder / "state.json"
@@ -227,6 +239,7 @@ _PARSERS: tuple[Target, ...] = (
     control_packet,
     session_talk,
     agent_request,
+    ssh_agent_answer,
     known_hosts,
     caller_text,
 )

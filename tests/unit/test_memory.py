@@ -40,13 +40,16 @@ ATTACHMENT = Attachment(
     keep=True,
     persist=True,
     hub=3,
+    private=7,
     bound_to=":1.7",
     input_allowed=True,
     approved=KEYBOARD,
     attached_at=1_700_000_000_000_000,
     last_error=("org.usbipssh1.Error.DeviceFailed", "It went away."),
 )
-HUB = Hub(4, "pi", "03", 1000, persist=True, unmount=False, rebind=False, aside=[("1-1", 9)])
+HUB = Hub(
+    4, "pi", "03", 1000, persist=True, unmount=False, rebind=False, private=5, aside=[("1-1", 9)]
+)
 
 
 def test_an_attachment_is_read_as_it_was_and_waits() -> None:
