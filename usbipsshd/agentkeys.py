@@ -74,6 +74,9 @@ class AgentKeys:
 
     async def to(self, hop: Hop, remote: str, *, jump: bool) -> Signer:
         """See :class:`usbipsshd.way.Signers`."""
+        if self._agent.gone:
+            # What is kept tries again and again; the remote need not be troubled for that.
+            raise self.refused(remote)
         keys = await self._own.keys(hop) if jump else []
         return AgentSigner(self._agent, keys, remote)
 

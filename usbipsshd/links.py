@@ -170,10 +170,6 @@ class Links:
         with link.kept():
             yield link
 
-    def ways_of(self, agent: CallersAgent) -> Ways:
-        """The ways, with a caller's agent to sign."""
-        return self.ways.signed_by(AgentKeys(agent, self._own))
-
     def _make_private(self, remote: Remote, number: int, agent: CallersAgent, uid: int) -> Link:
         def opened(fd: int) -> None:
             self.keeper.store(private_name(number), fd)
@@ -194,7 +190,7 @@ class Links:
             opened=opened,
             ended=ended,
             unused=unused,
-            ways=self.ways_of(agent),
+            ways=self.ways.signed_by(AgentKeys(agent, self._own)),
             private=number,
         )
         self._private[number] = _Private(link, agent, uid)

@@ -27,7 +27,10 @@ class Signers(Protocol):
     """Who signs for the logins of a connection."""
 
     async def to(self, hop: Hop, remote: str, *, jump: bool) -> Signer:
-        """Who signs for one hop's login, at a jump host or not; ``remote`` is named in the log."""
+        """Who signs for one hop's login, at a jump host or not; ``remote`` is named in the log.
+
+        Raises :exc:`UsbipError` where nobody can.
+        """
         ...
 
     def refused(self, remote: str) -> UsbipError:
@@ -118,7 +121,7 @@ class Ways:
         return self._signers.refused(remote)
 
     async def to(self, remote: Remote) -> Way:
-        """The way to ``remote``; raise :exc:`UsbipError` (Failed)."""
+        """The way to ``remote``; raise :exc:`UsbipError` (Failed, SshAuthFailed)."""
         route = await self._config.route(remote.address)
         signers = [
             await self._signers.to(hop, remote.name, jump=hop is not route.last)

@@ -139,3 +139,20 @@ def test_there_is_an_end_to_them(with_links: Callable[[Work], None], uid: int, m
             pass
 
     with_links(work)
+
+
+def test_without_its_agent_a_remote_is_not_even_asked(with_links: Callable[[Work], None]) -> None:
+    async def work(links: Links, sessions: Sessions, store: Store, agent: PassedAgent) -> None:
+        link = links.resume_private(REMOTE, 4, None, 1)
+        with link.kept():
+            for _ in range(2):
+                with refused(Code.SSH_AUTH_FAILED, "does not answer"):
+                    async with link.use():
+                        pass
+        assert sessions.started == 0
+        assert links.private(4) is None
+        # Its number is not given out again.
+        with links.kept(REMOTE, agent) as other:
+            assert other.private == 5
+
+    with_links(work)
