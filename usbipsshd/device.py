@@ -36,6 +36,11 @@ def is_busid(text: str) -> bool:
     return _BUSID.fullmatch(text) is not None
 
 
+def is_node(text: str) -> bool:
+    """Whether ``text`` can be a device node below /dev, or a network interface (``net/eth0``)."""
+    return _NODE.fullmatch(text) is not None and ".." not in text
+
+
 def busid_key(busid: str) -> tuple[int, ...]:
     """A sort key that puts bus ids in tree order: 1-2 before 1-10, 1-1 before 1-1.3."""
     return tuple(int(n) for n in re.split(r"[-.]", busid))
@@ -146,7 +151,7 @@ def interface_from_attributes(attrs: Mapping[str, str], nodes: Sequence[str] = (
         protocol=_number(attrs, "bInterfaceProtocol", 16, 0xFF),
         driver=_driver(attrs),
         label=clean(attrs.get("interface", "")),
-        nodes=tuple(sorted({n for n in nodes[:MAX_NODES] if _NODE.fullmatch(n) and ".." not in n})),
+        nodes=tuple(sorted({n for n in nodes[:MAX_NODES] if is_node(n)})),
     )
 
 

@@ -58,6 +58,7 @@ from usbipsshd.device import (
     Device,
     Interface,
     is_busid,
+    is_node,
 )
 from usbipsshd.errors import Code
 from usbipsshd.text import clean
@@ -182,7 +183,7 @@ def _interface_from_json(value: Json) -> Interface:
         protocol=get_int(value, "protocol", 0xFF),
         driver=clean(get_str(value, "driver")),
         label=clean(get_str(value, "label")),
-        nodes=tuple(clean(n, 64) for n in nodes if isinstance(n, str)),
+        nodes=tuple(n for n in nodes if isinstance(n, str) and is_node(n)),
     )
 
 
