@@ -92,6 +92,7 @@ class Daemon:
         await bus.start(tree.handle)
         await bus.own_name(BUS_NAME)
         logind = Logind(bus, before=parts.sleep, after=parts.wake)
+        parts.holds_sleep = lambda: logind.holding
         background = [
             group.create_task(bindings.resume(), name="bindings"),
             group.create_task(logind.run(), name="logind"),

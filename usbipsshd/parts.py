@@ -62,6 +62,8 @@ class Parts:
         # In this order: what was not looked at yet must not be let through.
         taken_ports.recover(vhci)
         hold.recover()
+        self.holds_sleep: Callable[[], bool] = lambda: False
+        """Whether the machine's next sleep waits for us; the bus knows."""
         self._group = group
         self._events = events
         self._key = key
@@ -104,12 +106,17 @@ class Parts:
             ids=ids,
             chooser=chooser,
             launcher=settings.launcher,
-            checks=LocalChecks(vhci, os.uname().release, paths.modules, paths.os_release),
+            checks=LocalChecks(
+                vhci, os.uname().release, paths.modules, paths.os_release, self._sleep_waits
+            ),
             keep=self._memory.write,
         )
         self.resets = Resets(
             self.service, usb, chooser, LocalResetter(usb, exporter, events, paths.mountinfo)
         )
+
+    def _sleep_waits(self) -> bool:
+        return self.holds_sleep()
 
     def publish(self, tree: ObjectTree) -> None:
         """Show everything on the bus, now and whenever it changes."""

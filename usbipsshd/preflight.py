@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from usbipsshd.localusb import read_text
-from usbipsshd.messages import BadPacket, Json, get_int, get_str
+from usbipsshd.messages import BadPacket, Json, get_bool, get_int, get_str
 from usbipsshd.vhci import Vhci
 
 NAMES = 16
@@ -18,6 +18,8 @@ NAMES = 16
 SOUND_KERNEL = (5, 1)
 """Before, usbip-host's rebind did more with a pointer that may be stale (see agent.sh)."""
 MODULE_STATES = frozenset({"loaded", "there", "missing"})
+FORWARDS = frozenset({"both", "unix", "tcp", "none", ""})
+"""What a login may forward; "" where that was not tried."""
 
 _PACKAGES = {
     **dict.fromkeys(("ubuntu", "linuxmint", "pop"), "linux-modules-extra-{release}"),
@@ -56,26 +58,36 @@ class Facts:
     kernel: tuple[int, int]
     """(0, 0) if it makes no sense."""
     system: str
-    """Its ID in os-release, if it is one of those whose packages are known; else empty."""
+    """Its ID in os-release, or what it is like, if that is one of those whose packages are known;
+    else empty."""
     connectors: int
     module: str
     """One of :data:`MODULE_STATES`: usbip-host."""
     names: int
     """Bus ids in match_busid."""
+    by_path: bool = True
+    """Whether one of the connectors reaches a unix socket."""
+    forwards: str = ""
+    """One of :data:`FORWARDS`."""
 
 
 def facts_from_json(packet: Mapping[str, Json]) -> Facts:
     """The facts in a session's answer; raise :exc:`BadPacket`."""
-    module, system = get_str(packet, "module", 16), get_str(packet, "os", 64)
+    module, forwards = get_str(packet, "module", 16), get_str(packet, "forwards", 16)
+    if forwards not in FORWARDS:
+        raise BadPacket("forwards: unknown")
+    systems = f"{get_str(packet, 'os', 64)} {get_str(packet, 'like', 640)}".split()
     if module not in MODULE_STATES:
         raise BadPacket("module: unknown")
     return Facts(
         uid=get_int(packet, "uid", (1 << 32) - 1),
         kernel=_kernel(get_str(packet, "kernel", 128)),
-        system=system if system in _PACKAGES else "",
+        system=next((system for system in systems if system in _PACKAGES), ""),
         connectors=get_int(packet, "connectors", 8),
         module=module,
         names=get_int(packet, "names", 4096),
+        by_path=get_bool(packet, "by_path"),
+        forwards=forwards,
     )
 
 
@@ -94,14 +106,27 @@ def _package(system: str, release: str) -> str:
 class LocalChecks:
     """Looks at this machine. Changes nothing, so no module is loaded."""
 
-    def __init__(self, vhci: Vhci, release: str, modules: Path, os_release: Path) -> None:
+    def __init__(
+        self,
+        vhci: Vhci,
+        release: str,
+        modules: Path,
+        os_release: Path,
+        holds_sleep: Callable[[], bool],
+    ) -> None:
         self._vhci = vhci
         self._release = release
         self._modules = modules
         self._os_release = os_release
+        self._holds_sleep = holds_sleep
+        """Whether logind waits for us before it lets the machine sleep."""
 
     def findings(self) -> Iterator[Finding]:
         """What was found here."""
+        yield self._suspend()
+        if (kernel := _kernel(self._release)) != (0, 0):
+            running = "This machine runs Linux {}.{}.".format(*kernel)
+            yield Finding("kernel", "here", Verdict.OK, running)
         if not self._vhci.available:
             if self._has_module():
                 yield Finding(
@@ -127,6 +152,23 @@ class LocalChecks:
                 yield Finding(
                     f"ports-{kind}", "here", Verdict.WARNING, summary, "Detach something first."
                 )
+
+    def _suspend(self) -> Finding:
+        if self._holds_sleep():
+            return Finding(
+                "suspend",
+                "here",
+                Verdict.OK,
+                "Before this machine sleeps, devices are given back; after that they come back.",
+            )
+        return Finding(
+            "suspend",
+            "here",
+            Verdict.WARNING,
+            "This machine cannot sleep while a device is attached: logind does not wait for "
+            "usbipsshd.",
+            "Detach everything before it sleeps, or see whether systemd-logind runs.",
+        )
 
     def _has_module(self) -> bool:
         folder = self._modules / self._release
@@ -191,6 +233,7 @@ def there(remote: str, facts: Facts) -> Iterator[Finding]:
             f"{remote} has no program that can connect a socket.",
             "Install perl, python3 or socat there.",
         )
+    yield from _forwarding(remote, facts)
     left = NAMES - min(NAMES, facts.names)
     summary = f"usbip-host on {remote} can take {left} more devices."
     if left:
@@ -202,3 +245,24 @@ def there(remote: str, facts: Facts) -> Iterator[Finding]:
             summary,
             "Detach something; a restart there frees stale names.",
         )
+
+
+def _forwarding(remote: str, facts: Facts) -> Iterator[Finding]:
+    if not facts.forwards or not facts.connectors:
+        return
+    usable = facts.forwards in ("both", "tcp") or (facts.forwards == "unix" and facts.by_path)
+    if usable:
+        yield Finding(
+            "forwarding", "there", Verdict.OK, f"The ssh server on {remote} forwards sockets."
+        )
+        return
+    if facts.forwards == "unix":
+        summary = f"{remote} has no program that connects to what its ssh server may forward."
+        remedy = "Install perl, python3 or socat there, or set AllowTcpForwarding yes."
+    else:
+        summary = f"The ssh server on {remote} refuses to forward sockets for this login."
+        remedy = (
+            "Set AllowTcpForwarding yes (or remote) and AllowStreamLocalForwarding yes in its "
+            "sshd_config, without DisableForwarding, and let the key have no restriction of that."
+        )
+    yield Finding("forwarding", "there", Verdict.PROBLEM, summary, remedy)

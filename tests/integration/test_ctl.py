@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import pytest
 from fakekernel import HUB, KEYBOARD, STICK
+from integration.otherremotes import listed, other_sshd
 from integration.world import ALICE, ATTACHMENT, BOB, CAROL, World, wait_until, world
 
 SECONDS = 60.0
@@ -235,11 +236,17 @@ def test_the_doctor_looks_at_both_machines_and_changes_neither(w: World) -> None
         "ok       pi lets this machine in.",
         "ok       The login on pi is root there.",
         "ok       pi has a program that can connect a socket.",
+        "ok       The ssh server on pi forwards sockets.",
+        # There is no logind here.
+        "warning  This machine cannot sleep while a device is attached: "
+        "logind does not wait for usbipsshd.",
     ):
         assert text in lines, done.out
     found = {one["id"]: one for one in json.loads(ctl(w, "doctor", "pi", "--json").out)}
     assert set(found) >= {"module", "ports-hs", "ports-ss", "connection", "root", "names"}
     assert found["names"]["machine"] == "there"
+    # Twice the same: what was tried out is not in the way of another try.
+    assert found["forwarding"]["ok"] == "ok"
     # This machine alone needs nobody's leave.
     assert ctl(w, "doctor", uid=BOB).code == 0
     assert ctl(w, "doctor", "pi", uid=BOB).code == 3
@@ -250,6 +257,24 @@ def test_the_doctor_looks_at_both_machines_and_changes_neither(w: World) -> None
         assert "PROBLEM  dead cannot be reached" in dead.out
     finally:
         w.call(0, "RemoveRemote", "sa{sv}", "dead", "0")
+
+
+@pytest.mark.parametrize(
+    ("config", "hidden", "code", "says"),
+    [
+        (["DisableForwarding yes"], (), 1, "PROBLEM  The ssh server on strict refuses"),
+        # OpenSSH's then forwards no unix socket either.
+        (["AllowTcpForwarding local"], (), 1, "PROBLEM  The ssh server on strict refuses"),
+        (["AllowTcpForwarding remote"], (), 0, "ok       The ssh server on strict forwards"),
+        (["AllowStreamLocalForwarding no"], (), 0, "ok       The ssh server on strict forwards"),
+    ],
+)
+def test_the_doctor_tries_what_the_ssh_server_forwards(
+    w: World, config: list[str], hidden: tuple[str, ...], code: int, says: str
+) -> None:
+    with other_sshd(w, config=config, hide=hidden) as ports, listed(w, "strict", ports[0]):
+        done = ctl(w, "doctor", "strict")
+        assert (done.code, says in done.out) == (code, True), done
 
 
 def test_unbind_and_this_machine(w: World) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from fakekernel import KEYBOARD, SERIAL_ADAPTER, STICK
 from integration.fakeowner import FakeOwner, owning
-from integration.world import ALICE, ATTACHMENT, World, wait_until, world
+from integration.world import ALICE, ATTACHMENT, BOB, World, wait_until, world
 
 KEEP = ("keep", "b", "true")
 PORTS = {"2-1": STICK, "1-1": KEYBOARD, "1-2": SERIAL_ADAPTER}
@@ -118,6 +118,9 @@ def test_everything_is_given_back_and_comes_back(w: World) -> None:
     with logind(w) as made:
         assert made.asked[0][0] == "sleep"
         assert made.asked[0][3] == "delay"
+        findings = w.call(BOB, "Preflight", "sa{sv}", "", "0")
+        (found,) = [one for one in findings if one["id"] == "suspend"]
+        assert found["ok"] == "ok"
         kept = w.attach("2-1", ALICE, "pi", *KEEP)
         plain = w.attach("1-2")
         fall_asleep(w, made)

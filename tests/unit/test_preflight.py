@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from usbipsshd.messages import BadPacket, Json
-from usbipsshd.preflight import Facts, LocalChecks, Verdict, facts_from_json, there
+from usbipsshd.preflight import Facts, Finding, LocalChecks, Verdict, facts_from_json, there
 from usbipsshd.session.replies import BadReply, Reply
 from usbipsshd.vhci import Vhci
 
-SOUND = Facts(0, (6, 1), "debian", 2, "there", 3)
+SOUND = Facts(0, (6, 1), "debian", 2, "there", 3, forwards="both")
 PACKET: dict[str, Json] = {
     "uid": 0, "kernel": "6.1.0-13-amd64", "os": "debian", "connectors": 2, "module": "there",
-    "names": 3,
+    "names": 3, "like": "", "by_path": True, "forwards": "both",
 }  # fmt: skip
 
 
@@ -41,6 +41,8 @@ def test_a_sound_machine() -> None:
         ({"kernel": (4, 19)}, "kernel", Verdict.WARNING, "5.1"),
         ({"connectors": 0}, "connector", Verdict.PROBLEM, "Install"),
         ({"names": 16}, "names", Verdict.WARNING, "restart"),
+        ({"forwards": "none"}, "forwarding", Verdict.PROBLEM, "AllowStreamLocalForwarding"),
+        ({"forwards": "unix", "by_path": False}, "forwarding", Verdict.PROBLEM, "perl"),
     ],
 )
 def test_what_is_wrong_has_a_remedy(
@@ -59,13 +61,24 @@ def test_a_kernel_that_makes_no_sense_is_not_mentioned() -> None:
 
 def test_facts_from_a_session() -> None:
     assert facts_from_json(PACKET) == SOUND
+    like = facts_from_json({**PACKET, "os": "neon", "like": "fancy ubuntu debian"})
+    assert like.system == "ubuntu"
     strange = facts_from_json({**PACKET, "os": "EvilOS", "kernel": "x\n6.1"})
     assert (strange.system, strange.kernel) == ("", (0, 0))
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"module": "ready"}, {"uid": -1}, {"names": "3"}, {"connectors": 9}, {"kernel": None}],
+    [
+        {"forwards": "all"},
+        {"by_path": 1},
+        {"like": ["debian"]},
+        {"module": "ready"},
+        {"uid": -1},
+        {"names": "3"},
+        {"connectors": 9},
+        {"kernel": None},
+    ],
 )
 def test_facts_that_are_none(changes: dict[str, Json]) -> None:
     with pytest.raises(BadPacket):
@@ -74,33 +87,48 @@ def test_facts_that_are_none(changes: dict[str, Json]) -> None:
 
 def test_the_agents_lines() -> None:
     reply = Reply()
-    for line in ("m loaded", "s 16", "ok"):
+    for line in ("m loaded", "s 16", "l ubuntu", "l debian", "ok"):
         reply.add(line)
+    assert reply.like == ["ubuntu", "debian"]
     assert (reply.module, reply.names, reply.done) == ("loaded", 16, True)
-    for bad in ("m ready", "s many", "s 1000", "s -1", "m"):
+    for bad in ("m ready", "s many", "s 1000", "s -1", "m", "l", "l A B"):
         with pytest.raises(BadReply):
             Reply().add(bad)
 
 
-def local(tmp_path: Path, system: str = "ID=ubuntu\n", modules: str = "") -> LocalChecks:
+def local(
+    tmp_path: Path, system: str = "ID=ubuntu\n", modules: str = "", *, sleeps: bool = True
+) -> dict[str, Finding]:
+    """What is found here, by id."""
     (tmp_path / "os-release").write_text(system)
     (tmp_path / "modules/6.1").mkdir(parents=True)
     (tmp_path / "modules/6.1/modules.dep").write_text(modules)
-    return LocalChecks(Vhci(tmp_path / "sys"), "6.1", tmp_path / "modules", tmp_path / "os-release")
+    checks = LocalChecks(
+        Vhci(tmp_path / "sys"), "6.1", tmp_path / "modules", tmp_path / "os-release", lambda: sleeps
+    )
+    return {one.id: one for one in checks.findings()}
 
 
 def test_here_a_module_that_is_missing_names_its_package(tmp_path: Path) -> None:
-    (found,) = local(tmp_path).findings()
+    found = local(tmp_path)["module"]
     assert (found.id, found.machine, found.ok) == ("module", "here", Verdict.PROBLEM)
     assert "linux-modules-extra-6.1" in found.remedy
 
 
 def test_here_a_relative_of_a_known_system(tmp_path: Path) -> None:
-    (found,) = local(tmp_path, 'ID=neon\nID_LIKE="ubuntu debian"\n').findings()
+    found = local(tmp_path, 'ID=neon\nID_LIKE="ubuntu debian"\n')["module"]
     assert "linux-modules-extra-6.1" in found.remedy
 
 
 def test_here_a_module_that_can_be_loaded(tmp_path: Path) -> None:
     dep = "kernel/drivers/usb/usbip/vhci-hcd.ko.xz: kernel/drivers/usb/usbip/usbip-core.ko.xz\n"
-    (found,) = local(tmp_path, modules=dep).findings()
+    found = local(tmp_path, modules=dep)["module"]
     assert found.ok is Verdict.OK
+
+
+def test_here_sleep_is_waited_for_or_stands_still(tmp_path: Path) -> None:
+    assert local(tmp_path)["suspend"].ok is Verdict.OK
+    (tmp_path / "other").mkdir()
+    bad = local(tmp_path / "other", sleeps=False)["suspend"]
+    assert (bad.ok, bad.machine) == (Verdict.WARNING, "here")
+    assert "Detach" in bad.remedy

@@ -49,6 +49,11 @@ class Logind:
         self._asleep = False
         self._news: asyncio.Queue[_News] = asyncio.Queue()
 
+    @property
+    def holding(self) -> bool:
+        """Whether the machine's next sleep waits for us."""
+        return self._lock >= 0
+
     async def run(self) -> None:
         """Watch until cancelled, or the bus is gone. Logind may come, go and be restarted."""
         try:

@@ -312,12 +312,15 @@ class Agent:
         """Every device there, in tree order, without descriptors."""
         return (await self._ask("list", READ_LIMIT)).devices()
 
-    async def facts(self) -> tuple[str, int]:
-        """Whether usbip-host is loaded, there or missing, and how many names it has taken."""
+    async def facts(self) -> Reply:
+        """Whether usbip-host is loaded, how many names it has taken, and what its system is like.
+
+        Also the agent's folder, where it has one.
+        """
         reply = await self._ask("facts", READ_LIMIT)
         if not reply.module:
             raise Failure(Code.REMOTE_UNSUPPORTED)
-        return reply.module, reply.names
+        return reply
 
     def watch(self, changed: Callable[[], None]) -> None:
         """From now on call ``changed`` whenever something is plugged in or out there. Once only."""

@@ -32,6 +32,8 @@
 #   TAG reset BUSID VID PID BUSNUM DEVNUM  reset the port of that very device
 #   TAG facts                              m loaded|there|missing   usbip-host; loads nothing
 #                                          s COUNT              bus ids in match_busid
+#                                          l OSID               what its system is like, best first
+#                                          dir FOLDER           as bind; none without root
 #   TAG watch                              changed              each time a USB device or interface
 #                                                               came or went, until the end
 #   ping                                   no tag; answers "pong": both are still there
@@ -855,6 +857,26 @@ facts() {
         add "m missing"
     fi
     add "s $count"
+    for file in /etc/os-release /usr/lib/os-release; do
+        [ -r "$file" ] || continue
+        while read -r value; do
+            case $value in
+                ID_LIKE=*)
+                    value=${value#ID_LIKE=}
+                    value=${value#[\"\']}
+                    value=${value%[\"\']}
+                    for word in $value; do
+                        case $word in
+                            '' | *[!a-z0-9._-]*) ;;
+                            *) add "l $word" ;;
+                        esac
+                    done
+                    ;;
+            esac
+        done <"$file"
+        break
+    done
+    [ -z "$folder" ] || add "dir $folder"
     say "$out"
     ok
 }
@@ -1751,7 +1773,10 @@ request() {
     shift
     case $#:${1-} in
         1:list) start list ;;
-        1:facts) start facts ;;
+        1:facts)
+            prepare
+            start facts
+            ;;
         1:watch) start_watch ;;
         2:describe) busid "$2" && start describe "$2" ;;
         7:bind)

@@ -16,7 +16,7 @@ import hmac
 import logging
 import secrets
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 import asyncssh
@@ -273,6 +273,32 @@ class SshCarriers:
     def __init__(self, ssh: MendedConnection) -> None:
         self._ssh = ssh
         self._unix_refused = False
+        self._forwards: str | None = None
+
+    async def forwards(self, folder: str) -> str:
+        """What the server lets this login forward: unix, tcp, both or none.
+
+        Tried once, with sockets that nobody is told of. Raises :exc:`Failure` (ConnectionFailed).
+        """
+        if self._forwards is None:
+            path = f"{folder}/{secrets.token_hex(4)}"
+            unix = await self._may(lambda carrier: carrier.listen_unix("", path))
+            tcp = await self._may(lambda carrier: carrier.listen_tcp(""))
+            found = {(True, True): "both", (True, False): "unix", (False, True): "tcp"}
+            self._forwards = found.get((unix, tcp), "none")
+        return self._forwards
+
+    async def _may(self, listen: Callable[[SshCarrier], Awaitable[None]]) -> bool:
+        carrier = SshCarrier(self._ssh)
+        try:
+            await listen(carrier)
+        except asyncssh.ChannelListenError:
+            return False
+        except (asyncssh.Error, OSError) as error:
+            raise Failure(Code.CONNECTION_FAILED, str(error)) from None
+        finally:
+            await carrier.close()
+        return True
 
     async def listen(self, connectors: Sequence[str], folder: str) -> SshCarrier:
         """A carrier that listens for the best of ``connectors``.

@@ -38,6 +38,8 @@ MAX_ATTRIBUTES = 32
 MAX_DESCRIPTORS = 24 * 1024
 """Bytes of descriptors; as hex they must fit into a control packet beside the rest."""
 MAX_BUSES = 4096
+MAX_LIKE = 8
+"""Systems that one may be like."""
 
 MODULE_STATES = frozenset({"loaded", "there", "missing"})
 CONNECTORS = ("perl", "python3", "socat", "ncat", "bash", "busybox")
@@ -45,6 +47,7 @@ CONNECTORS = ("perl", "python3", "socat", "ncat", "bash", "busybox")
 _HELLO = re.compile(r"hello 1 ([0-9]{1,10}) (\S{1,128}) (\S{1,64}) (\S{1,64})", re.ASCII)
 _TAG = re.compile(r"([0-9]{1,9}) (.*)", re.ASCII | re.DOTALL)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,31}", re.ASCII)
+_OS = re.compile(r"[a-z0-9._-]{1,64}", re.ASCII)
 _FOLDER = re.compile(r"/[A-Za-z0-9._/-]{1,90}", re.ASCII)
 
 
@@ -122,6 +125,7 @@ class Reply:
         self.folder = ""
         self.module = ""
         self.names = 0
+        self.like: list[str] = []
         self._size = 0
         self._lines = 0
         self._buses: dict[str, str] = {}
@@ -149,7 +153,7 @@ class Reply:
                 self._add_bus(rest)
             case "x":
                 self._add_descriptors(rest)
-            case "dir" | "m" | "s":
+            case "dir" | "m" | "s" | "l":
                 self._set(kind, rest)
             case "ok" if not rest:
                 self.done = True
@@ -166,6 +170,8 @@ class Reply:
             self.module = rest
         elif kind == "s" and re.fullmatch(r"[0-9]{1,3}", rest, re.ASCII):
             self.names = int(rest)
+        elif kind == "l" and len(self.like) < MAX_LIKE and _OS.fullmatch(rest):
+            self.like.append(rest)
         else:
             raise BadReply("a fact is malformed")
 

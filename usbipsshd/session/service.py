@@ -25,7 +25,7 @@ from usbipsshd.messages import (
 )
 from usbipsshd.seqpacket import Descriptors, SeqPacket
 from usbipsshd.session.agent import Agent
-from usbipsshd.session.carrier import SshCarriers
+from usbipsshd.session.carrier import TCP_ONLY, SshCarriers
 from usbipsshd.session.connection import Connection, open_connection, read_host_key
 from usbipsshd.session.exports import Exports, Wanted
 from usbipsshd.session.failure import Failure
@@ -47,9 +47,15 @@ class _Remote:
     """What there is once ``open`` has succeeded."""
 
     def __init__(
-        self, connection: Connection, agent: Agent, exports: Exports, approach: Approach
+        self,
+        connection: Connection,
+        agent: Agent,
+        carriers: SshCarriers,
+        exports: Exports,
+        approach: Approach,
     ) -> None:
         self._approach = approach
+        self.carriers = carriers
         self.connection = connection
         self.agent = agent
         self.exports = exports
@@ -227,7 +233,7 @@ class Session:
             raise
         carriers = SshCarriers(connection.ssh)
         exports = Exports(agent, carriers.listen, self._tell_released)
-        self._remote = _Remote(connection, agent, exports, approach)
+        self._remote = _Remote(connection, agent, carriers, exports, approach)
         self._spawn(self._watch(self._remote))
         changed = asyncio.Event()
         agent.watch(changed.set)
@@ -298,15 +304,22 @@ class Session:
         return {}
 
     async def _facts(self, _id: int, _packet: Packet, _fds: Descriptors) -> Packet:
-        agent = self._ready().agent
-        module, names = await agent.facts()
+        remote = self._ready()
+        agent = remote.agent
+        facts = await agent.facts()
+        # Without root there is no folder, and nothing can be exported either.
+        forwards = await remote.carriers.forwards(facts.folder) if facts.folder else ""
+        by_path = any(c not in TCP_ONLY for c in agent.hello.connectors)
         return {
             "uid": agent.hello.uid,
             "kernel": agent.hello.kernel,
             "os": agent.hello.os,
             "connectors": len(agent.hello.connectors),
-            "module": module,
-            "names": names,
+            "by_path": by_path,
+            "module": facts.module,
+            "names": facts.names,
+            "like": " ".join(facts.like),
+            "forwards": forwards,
         }
 
     async def _send_row(self, id_: int, device: Device) -> None:
