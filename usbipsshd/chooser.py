@@ -92,6 +92,11 @@ def summary_of(remote: str, device: Device) -> Summary:
         raise UsbipError(
             Code.DEVICE_CHANGED, f"{remote} contradicts itself about {device.busid}; it is refused."
         )
+    if summary.hub:
+        raise UsbipError(
+            Code.DEVICE_FAILED,
+            f"{device.busid} of {remote} is a hub in one of its interfaces; hubs are not attached.",
+        )
     return summary
 
 

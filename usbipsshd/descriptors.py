@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from usbipsshd.device import HUB_CLASS
+
 DEVICE = 1
 CONFIGURATION = 2
 INTERFACE = 4
@@ -40,6 +42,11 @@ class Summary:
         return tuple(sorted("%02x%02x%02x" % t for t in self.interfaces | own))
 
     @property
+    def hub(self) -> bool:
+        """Whether a hub's driver would bind, and others' devices appear behind it."""
+        return HUB_CLASS in {self.device[0], *(class_ for class_, _, _ in self.interfaces)}
+
+    @property
     def can_type_or_network(self) -> bool:
         """Whether polkit's stricter action is asked: see :func:`is_input_or_network`."""
         return is_input_or_network(self.device) or any(
@@ -50,19 +57,45 @@ class Summary:
 def is_input_or_network(triple: Triple) -> bool:
     """Whether an interface of this class can type or carry the network.
 
-    HID (03), wireless controllers (e0: Bluetooth, RNDIS), the CDC network
-    subclasses (02: 06 ECM, 07 ATM is serial-like so included, 08-0e MBIM and
-    kin), Microsoft's RNDIS spellings (ef/04/01, 02/02/ff) and CDC data's network protocols
-    that stand alone (0a/00/01 NTB). https://www.usb.org/defined-class-codes
+    By https://www.usb.org/defined-class-codes and the tables of Linux's drivers: classes where a
+    driver makes an input device or a network interface of anything that claims to be one.
     """
     class_, subclass, protocol = triple
-    if class_ in (0x03, 0xE0):
-        return True
     if class_ == 0x02:
-        return 0x05 <= subclass <= 0x0F or (subclass, protocol) == (0x02, 0xFF)
+        # CDC: all that is no telephone line or modem, and those that are RNDIS by their protocol.
+        return subclass > 0x04 or protocol == 0xFF
     if class_ == 0x0A:
+        # CDC's data interfaces where they are network transfer blocks by themselves.
         return protocol in (0x01, 0x02)
-    return (class_, subclass) == (0xEF, 0x04)
+    return (
+        class_ in _STRICT_CLASSES
+        or (class_, subclass) in _STRICT_SUBCLASSES
+        or triple in _STRICT_TRIPLES
+    )
+
+
+_STRICT_CLASSES = frozenset(
+    {
+        0x03,  # HID
+        0x14,  # MCTP, which is a network interface (mctp-usb)
+        0xE0,  # wireless controllers: Bluetooth, RNDIS, ultra wideband
+    }
+)
+_STRICT_SUBCLASSES = frozenset(
+    {
+        (0xEF, 0x01),  # ActiveSync, which is RNDIS (rndis_host)
+        (0xEF, 0x04),  # RNDIS
+        (0xFE, 0x02),  # IrDA
+        # Vendors' own, which drivers know whatever the product is.
+        (0xFF, 0x47),  # Xbox One's gamepads, and the keyboards in them (xpad)
+        (0xFF, 0x5D),  # Xbox 360's
+        (0xFF, 0xFD),  # iPhone's network (ipheth)
+    }
+)
+# Huawei's NCM and QMI (huawei_cdc_ncm, qmi_wwan).
+_STRICT_TRIPLES = frozenset(
+    {(0xFF, 0x02, 0x16), (0xFF, 0x02, 0x46), (0xFF, 0x02, 0x76), (0xFF, 0x03, 0x16)}
+)
 
 
 def summarize(raw: bytes) -> Summary:

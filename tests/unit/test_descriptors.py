@@ -42,32 +42,122 @@ def test_what_a_real_kernel_holds(
     assert summary.interfaces >= {i.triple for i in device.interfaces}
 
 
-@pytest.mark.parametrize(
-    ("triple", "strict"),
-    [
-        ((0x03, 0x01, 0x01), True),  # keyboard
-        ((0x03, 0x00, 0x00), True),  # any HID
-        ((0xE0, 0x01, 0x01), True),  # Bluetooth
-        ((0xE0, 0x01, 0x03), True),  # RNDIS
-        ((0xEF, 0x04, 0x01), True),  # RNDIS of another spelling
-        ((0x02, 0x02, 0xFF), True),  # RNDIS of the first spelling
-        ((0x02, 0x06, 0x00), True),  # ECM
-        ((0x02, 0x0D, 0x00), True),  # NCM
-        ((0x02, 0x0E, 0x00), True),  # MBIM
-        ((0x0A, 0x00, 0x01), True),  # NTB
-        ((0x0A, 0x00, 0x02), True),
-        ((0x02, 0x02, 0x01), False),  # modem, serial
-        ((0x0A, 0x00, 0x00), False),  # its data
-        ((0x08, 0x06, 0x50), False),  # stick
-        ((0xFF, 0xFF, 0xFF), False),
-        ((0x09, 0x00, 0x00), False),
-        ((0x00, 0x00, 0x00), False),
-    ],
-)
+# Each with what it is, or what a driver makes of it.
+TYPES_OR_NETWORK = {
+    "030101": "HID: a keyboard",
+    "030102": "HID: a mouse, whose buttons press what is under it",
+    "030000": "HID: whatever its report descriptor says, a keyboard for one",
+    "e00101": "Bluetooth, and with it keyboards and networks",
+    "e00103": "RNDIS, as Android tethers",
+    "e00202": "wireless USB",
+    "ef0101": "ActiveSync: RNDIS",
+    "ef0401": "RNDIS over Ethernet",
+    "ef0403": "RNDIS over WiMAX",
+    "0202ff": "RNDIS, as Microsoft began it",
+    "020500": "CDC CAPI: ISDN, a network as much as a line",
+    "020600": "CDC Ethernet (ECM)",
+    "020700": "CDC ATM",
+    "020800": "CDC wireless handset",
+    "020a00": "CDC mobile direct line: Ethernet of Zaurus and its like",
+    "020c07": "CDC Ethernet emulation (EEM)",
+    "020d00": "CDC network control (NCM)",
+    "020e00": "CDC mobile broadband (MBIM)",
+    "028000": "CDC of a vendor's own kind",
+    "0a0001": "network transfer blocks (NCM's data)",
+    "0a0002": "network transfer blocks (MBIM's data)",
+    "140001": "MCTP, a network interface since Linux 6.15",
+    "fe0200": "IrDA",
+    "ff5d01": "Xbox 360 gamepad; a keyboard may be plugged into it",
+    "ff5d81": "Xbox 360 gamepads by radio",
+    "ff47d0": "Xbox One gamepad",
+    "fffd01": "iPhone's network",
+    "ff0216": "Huawei's NCM",
+    "ff0316": "Huawei's NCM, another product's",
+}
+NEITHER = {
+    "000000": "says nothing at device level: its interfaces do",
+    "010100": "audio",
+    "010300": "MIDI",
+    "020000": "CDC at device level: its interfaces say which",
+    "020100": "CDC direct line: telephone",
+    "020201": "CDC modem (AT commands): a serial line",
+    "020200": "CDC serial adapter",
+    "020300": "CDC telephone",
+    "060101": "camera",
+    "070102": "printer",
+    "080650": "stick",
+    "080662": "disk (UAS)",
+    "0a0000": "a serial adapter's data",
+    "0b0000": "chip card reader",
+    "0e0100": "video",
+    "ef0201": "interface associations: its interfaces say what it is",
+    "fe0101": "firmware upgrade",
+    "fe0301": "measuring instrument",
+    "ff0000": "CP210x serial adapter, PL2303",
+    "ff0102": "CH340 serial adapter",
+    "ff4201": "Android debug bridge",
+    "ffffff": "FTDI serial adapter, debug probe, dongle",
+}
+TABLE = [
+    pytest.param(tuple(bytes.fromhex(triple)), strict, id=f"{triple} {why}")
+    for table, strict in ((TYPES_OR_NETWORK, True), (NEITHER, False))
+    for triple, why in table.items()
+]
+_STICK = (8, 6, 0x50)
+
+
+def configuration(*settings: tuple[int, tuple[int, int, int]]) -> bytes:
+    """A configuration of interfaces; a number that comes again is an alternate setting."""
+    body, seen = b"", list[int]()
+    for number, triple in settings:
+        body += bytes([9, 4, number, seen.count(number), 0, *triple, 0])
+        seen.append(number)
+    head = bytes([9, 2]) + (9 + len(body)).to_bytes(2, "little")
+    return head + bytes([len(set(seen)), 1, 0, 0x80, 50]) + body
+
+
+def device(*configurations: bytes, own: tuple[int, int, int] = (0, 0, 0)) -> bytes:
+    """A device with these configurations."""
+    return (
+        raw_descriptors(1, 2, own=own)[:17]
+        + bytes([len(configurations)])
+        + b"".join(configurations)
+    )
+
+
+@pytest.mark.parametrize(("triple", "strict"), TABLE)
 def test_what_can_type_or_carry_the_network(triple: tuple[int, int, int], strict: bool) -> None:
     assert is_input_or_network(triple) is strict
-    assert summarize(raw_descriptors(1, 2, (8, 6, 0x50), triple)).can_type_or_network is strict
-    assert summarize(raw_descriptors(1, 2, (8, 6, 0x50), own=triple)).can_type_or_network is strict
+    alone = configuration((0, triple))
+    stick = configuration((0, _STICK))
+    for raw, where in (
+        (device(alone), "its only interface"),
+        (device(configuration((0, _STICK), (1, triple))), "one of several"),
+        (device(configuration((0, _STICK), (0, triple))), "an alternate setting"),
+        (device(stick, alone), "another configuration"),
+        (device(stick, own=triple), "the device itself"),
+        (
+            device(configuration((0, _STICK), (1, triple)), own=(0xEF, 2, 1)),
+            "a part of a composite device",
+        ),
+    ):
+        assert summarize(raw).can_type_or_network is strict, where
+
+
+@pytest.mark.parametrize(
+    ("raw", "hub"),
+    [
+        pytest.param(device(configuration((0, (9, 0, 0))), own=(9, 0, 1)), True, id="a hub"),
+        pytest.param(device(configuration((0, _STICK), (1, (9, 0, 0)))), True, id="an interface"),
+        pytest.param(
+            device(configuration((0, _STICK)), configuration((0, (9, 0, 0)))), True, id="later"
+        ),
+        pytest.param(device(configuration((0, _STICK))), False, id="no hub"),
+    ],
+)
+def test_what_has_others_behind_it(raw: bytes, hub: bool) -> None:
+    # The kernel's hub driver goes by the interface's class as well as by the device's.
+    assert summarize(raw).hub is hub
 
 
 def test_a_keyboard_in_a_later_configuration_counts() -> None:
