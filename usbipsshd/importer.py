@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
@@ -32,7 +33,29 @@ LOOK_SECONDS = 0.25
 """How often to look when no notice comes."""
 
 _HAS_NODES = frozenset({0x03, 0x08})
+_ARRIVED = (
+    "The device that arrived is not the one that was approved; "
+    "it was let go before any driver saw it."
+)
+_BECAME = "The device became another one than was approved while it was attached; it was let go."
 _GENERIC = re.compile(r"sg\d+").fullmatch
+
+
+@dataclass(slots=True)
+class _Mine:
+    """A port that is ours, until its device has gone."""
+
+    devid: int
+    bus: str
+    """The root hub's name (``usb4``)."""
+    busid: str
+    """What is plugged in there is called so."""
+    approved: bytes = b""
+    """The descriptors that were approved; empty before they were compared, and at the end."""
+    devnum: str = ""
+    """The number of the device that was authorized: a reset may make a new one of it."""
+    leaving: bool = False
+    """Whether it was detached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +107,7 @@ class Importer:
         self._events = events
         self._modprobe = modprobe
         self._taken_ports = taken_ports
-        self._ports: dict[int, int] = {}
-        self._approved: dict[int, bytes] = {}
+        self._ports: dict[int, _Mine] = {}
 
     async def prepare(self, speed: float) -> None:
         """Make sure that a device of ``speed`` Mbit/s could be attached.
@@ -119,51 +141,102 @@ class Importer:
         if bus is None:
             raise UsbipError(Code.DEVICE_FAILED, "This machine's virtual USB bus has no root hub.")
         same_bus = [p for p in ports if p.controller == ports[0].controller]
-        # Noted for as long as it is held, and a little longer.
-        noted = self._taken_ports.noted((p.number for p in same_bus), approved.devid)
-        with noted, self._hold.holding(bus, self._local_busids):
-            port = self.vhci.attach(same_bus, fd, approved.devid, approved.speed)
-            self._ports[port.number] = approved.devid
-            imported = Imported(port.number, approved.devid, "")
+        try:
+            self._hold.hold(bus.name)
+            with self._taken_ports.taking((p.number for p in same_bus), approved.devid):
+                port = self.vhci.attach(same_bus, fd, approved.devid, approved.speed)
+                mine = self._own(port, approved.devid)
+        except BaseException:
+            self.settle()
+            raise
+        imported = Imported(port.number, approved.devid, "")
+        taken(imported)
+        try:
+            busid = await self._appeared(port, approved)
+            imported = Imported(port.number, approved.devid, busid)
             taken(imported)
-            try:
-                busid = await self._appeared(port, approved)
-                imported = Imported(port.number, approved.devid, busid)
-                self._hold.claim(busid)
-                taken(imported)
-                if self.usb.descriptors(busid) != approved.descriptors:
-                    log.warning(
-                        "%s on port %d is not the device that was approved", busid, port.number
-                    )
-                    raise UsbipError(
-                        Code.DEVICE_CHANGED,
-                        "The device that arrived is not the one that was approved; "
-                        "it was let go before any driver saw it.",
-                    )
-                self._approved[port.number] = approved.descriptors
-                if self._hold.blocked_by_policy(bus):
-                    log.info("%s: this machine's USB authorization policy decides", busid)
-                else:
-                    self._authorize(busid)
-                self._hold.pass_others(bus, self._local_busids())
-                await self._usable(port, approved, busid)
-            except BaseException:
-                # While new devices are still held: no driver may see what was not approved.
-                self.detach(imported)
-                raise
+            mine.approved = approved.descriptors
+            if (error := self.changed(imported)) is not None:
+                raise error
+            self.settle()
+            await self._usable(port, approved, busid)
+        except BaseException:
+            self.detach(imported)
+            raise
         return imported
 
-    def _authorize(self, busid: str) -> None:
-        try:
-            self._hold.authorize(busid)
-        except OSError as error:
-            raise UsbipError(
-                Code.DEVICE_FAILED, f"This machine could not start the device: {error.strerror}."
-            ) from None
+    def _own(self, port: Port, devid: int) -> _Mine:
+        bus = self.vhci.bus(port)
+        mine = _Mine(devid, bus.name if bus is not None else "", self.vhci.busid(port))
+        self._ports[port.number] = mine
+        self._taken_ports.own(port.number, devid)
+        return mine
 
-    def _local_busids(self) -> set[str]:
-        mine = (self.vhci.port(n) for n in self._ports)
-        return {p.local_busid for p in mine if p is not None}
+    def recover(self) -> None:
+        """Know what was an earlier process's, and hold it; see :meth:`give_up_rest`."""
+        self._hold.recover()
+        for number, devid in self._taken_ports.recover().items():
+            port = self.vhci.port(number)
+            if port is None or not (port.state == ERROR or _is(port, devid)):
+                self._taken_ports.forget(number)
+                continue
+            self._own(port, devid)
+            with contextlib.suppress(UsbipError):
+                self._hold.hold(self._ports[number].bus)
+
+    def give_up_rest(self) -> None:
+        """Detach what :meth:`recover` found and nobody has taken over; then :meth:`settle`."""
+        for number, mine in self._ports.items():
+            if not mine.approved and not mine.leaving:
+                log.warning("port %d was being taken when usbipsshd ended: freed", number)
+                self.detach(Imported(number, mine.devid, ""))
+        self.settle()
+
+    def settle(self) -> None:
+        """Let go of ports and buses that are ours no more, and let other programs' devices through.
+
+        To be called whenever something has changed on this machine.
+        """
+        there = {p.number: p for p in self.vhci.ports()} if self._ports else {}
+        for number, mine in list(self._ports.items()):
+            if mine.leaving and self._has_left(there.get(number), mine):
+                del self._ports[number]
+                self._taken_ports.forget(number)
+        ours: dict[str, set[str]] = {}
+        for number, mine in self._ports.items():
+            ours.setdefault(mine.bus, set()).add(mine.busid)
+            if (port := there.get(number)) is not None and port.local_busid:
+                ours[mine.bus].add(port.local_busid)
+        self._hold.settle(ours)
+
+    def _has_left(self, port: Port | None, mine: _Mine) -> bool:
+        if port is not None and (port.state == ERROR or _is(port, mine.devid)):
+            return False
+        # A device's folder outlives its port for a moment, and must not be let through then.
+        another = port is not None and port.state == USED
+        return another or not self.usb.path(mine.busid).exists()
+
+    def _authorize(self, mine: _Mine, busid: str) -> bool:
+        """Start what is there, unless it was started already; whether it is what was approved."""
+        devnum = read_text(self.usb.path(busid) / "devnum")
+        if devnum == mine.devnum:
+            return True
+        if self._hold.blocked_by_policy(mine.bus):
+            log.info("%s: this machine's USB authorization policy decides", busid)
+        else:
+            try:
+                if not self._hold.authorize(busid, mine.approved):
+                    return False
+            except FileNotFoundError:
+                # It has just gone; whether another one came, the next notice tells.
+                return True
+            except OSError as error:
+                raise UsbipError(
+                    Code.DEVICE_FAILED,
+                    f"This machine could not start the device: {error.strerror}.",
+                ) from None
+        mine.devnum = devnum
+        return True
 
     async def _appeared(self, port: Port, approved: Device) -> str:
         """Wait until the device has enumerated; return its bus id here."""
@@ -212,23 +285,30 @@ class Importer:
                 return
             await self._events.wait(LOOK_SECONDS)
 
-    def take_over(self, imported: Imported) -> bool:
+    def take_over(self, imported: Imported, approved: Device) -> bool:
         """Own a port that an earlier process attached; whether the device is still there."""
-        present = self.present(imported)
-        if present:
-            self._ports[imported.port] = imported.devid
-        return present
+        port = self.vhci.port(imported.port)
+        if port is None or not self.present(imported):
+            return False
+        mine = self._own(port, imported.devid)
+        mine.approved = approved.descriptors
+        folder = self.usb.path(imported.local_busid)
+        if read_text(folder / "authorized") == "1":
+            mine.devnum = read_text(folder / "devnum")
+        try:
+            self._hold.hold(mine.bus)
+        except UsbipError as error:
+            log.warning("%s: %s", mine.bus, error.message)
+        return True
 
     def detach(self, imported: Imported) -> None:
         """Free the port, unless it is no longer ours; the device is about to vanish from here."""
-        self._approved.pop(imported.port, None)
-        if self._ports.pop(imported.port, None) is None:
+        mine = self._ports.get(imported.port)
+        if mine is None or mine.leaving:
             return
+        mine.leaving, mine.approved = True, b""
         port = self.vhci.port(imported.port)
         if port is not None and (port.state == ERROR or _is(port, imported.devid)):
-            if port.local_busid:
-                # Its folder outlives its port for a moment, and must not be let through then.
-                self._hold.claim(port.local_busid)
             self.vhci.detach(imported.port)
 
     def present(self, imported: Imported) -> bool:
@@ -240,21 +320,24 @@ class Importer:
         return not known or port.local_busid == imported.local_busid
 
     def changed(self, imported: Imported) -> UsbipError | None:
-        """DeviceChanged when the device has become another one since it was authorized.
+        """DeviceChanged when there is another device on the port than was approved.
 
-        The kernel asks for the device descriptor again as it authorizes (usb_authorize_device in
-        drivers/usb/core/hub.c), and for all of them after a reset; what says something else
-        then is started anew, on the same port.
+        The kernel asks for all descriptors again at each reset (usb_reset_and_verify_device in
+        drivers/usb/core/hub.c); a device that says something else then, or does not answer, is a
+        new one, on the same port, held like any other. One that is the same is started again.
         """
-        approved = self._approved.get(imported.port)
-        now = self.usb.descriptors(imported.local_busid) if imported.local_busid else b""
-        if approved is None or not now or now == approved:
+        mine = self._ports.get(imported.port)
+        busid = imported.local_busid
+        now = self.usb.descriptors(busid) if busid else b""
+        if mine is None or not mine.approved or not now:
             return None
-        log.warning("%s became another device: it is let go", imported.local_busid)
-        return UsbipError(
-            Code.DEVICE_CHANGED,
-            "The device became another one than was approved while it was attached; it was let go.",
-        )
+        try:
+            if now == mine.approved and self._authorize(mine, busid):
+                return None
+        except UsbipError as error:
+            return error
+        log.warning("%s on port %d is not the device that was approved", busid, imported.port)
+        return UsbipError(Code.DEVICE_CHANGED, _BECAME if mine.devnum else _ARRIVED)
 
     async def gone(self, imported: Imported, seconds: float) -> None:
         """Wait until the port is free again and the device gone, ``seconds`` at most."""
@@ -263,9 +346,9 @@ class Importer:
             async with asyncio.timeout(seconds):
                 while self.present(imported) or (busid and self.usb.path(busid).exists()):
                     await self._events.wait(LOOK_SECONDS)
-            self._hold.forget(busid)
         except TimeoutError:
             log.warning("port %d is slow to come free", imported.port)
+        self.settle()
 
     def keep_awake(self, busid: str) -> None:
         """Keep the device from being suspended here, which udev may have asked for.

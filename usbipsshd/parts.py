@@ -59,9 +59,6 @@ class Parts:
         chooser = Chooser(Matcher(), ids)
         hold = Hold(paths.sys, paths.run / "authorized_default.json")
         taken_ports = TakenPorts(paths.run / "taken-ports.json")
-        # In this order: what was not looked at yet must not be let through.
-        taken_ports.recover(vhci)
-        hold.recover()
         self.holds_sleep: Callable[[], bool] = lambda: False
         """Whether the machine's next sleep waits for us; the bus knows."""
         self._group = group
@@ -72,6 +69,8 @@ class Parts:
         self._store.load()
         self._memory = Memory(paths.run, paths.state)
         self._importer = Importer(vhci, usb, hold, events, modprobe, taken_ports=taken_ports)
+        self._importer.recover()
+        events.listen(self._importer.settle)
         own = OwnKeys(key)
         self._links = Links(
             group=group,
@@ -144,6 +143,8 @@ class Parts:
             group=self._group,
         )
         take_over.run(remembered, descriptors)
+        # Only now: what was not looked at yet must not be let through.
+        self._importer.give_up_rest()
         self._memory.watch(self.attachments, self.hubs)
 
     def good_news(self) -> None:
@@ -190,4 +191,5 @@ class Parts:
                 await self._links.close()
         except TimeoutError:
             log.warning("not everything could be given back in time")
+        self._importer.settle()
         self._memory.clear()

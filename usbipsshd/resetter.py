@@ -16,7 +16,7 @@ from usbipsshd.device import Device
 from usbipsshd.errors import Code, UsbipError
 from usbipsshd.exporter import IN_USE, LocalExporter
 from usbipsshd.localusb import LocalUsb, driver_of, read_text
-from usbipsshd.sysfs import write
+from usbipsshd.sysfs import this_one, write
 from usbipsshd.udev import Events
 
 BACK_SECONDS = 10.0
@@ -48,8 +48,12 @@ class LocalResetter:
                 raise _busy(device.busid, "it is mounted")
             had_driver = bool(driver_of(folder))
             try:
-                write(folder / "authorized", "0")
-                write(folder / "authorized", "1")
+                with this_one(folder) as itself:
+                    # One that was not let through, by us or by somebody else, must not be now.
+                    if read_text(itself / "authorized") != "1":
+                        raise _busy(device.busid, "it is not authorized")
+                    write(itself / "authorized", "0")
+                    write(itself / "authorized", "1")
             except OSError as error:
                 raise _failed(device.busid, f" ({error.strerror})") from None
             await self._back(device.busid, had_driver=had_driver)

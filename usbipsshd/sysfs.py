@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -15,5 +17,18 @@ def write(path: Path, text: str) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, text.encode("ascii"))
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def this_one(folder: Path) -> Iterator[Path]:
+    """A device's folder for as long as the context lasts: not that of one that takes its place.
+
+    What is in it is gone when the device is. Raises :exc:`OSError`.
+    """
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield Path(f"/proc/self/fd/{fd}")
     finally:
         os.close(fd)

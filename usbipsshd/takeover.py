@@ -120,9 +120,11 @@ class TakeOver:
     def _attachment(
         self, attachment: Attachment, running: Running | None, sessions: Mapping[Link, Session]
     ) -> None:
+        # A remote that is listed no more: nobody takes its devices over, and they are detached.
         link = self._link(attachment)
         session = sessions.get(link)
-        present = running is not None and self._importer.take_over(running.imported)
+        device = attachment.device
+        present = running is not None and self._importer.take_over(running.imported, device)
         if running is not None and session is not None and present:
             attachment.state = State.ATTACHED
             attachment.port = running.imported.port
@@ -136,9 +138,7 @@ class TakeOver:
         if attachment.keep and not attachment.hub:
             self._attachments.begin(link, attachment)
         else:
-            log.warning(
-                "lost with the process before: %s of %s", attachment.device.busid, attachment.remote
-            )
+            log.warning("lost with the process before: %s of %s", device.busid, attachment.remote)
 
     async def _compare(self, link: Link, session: Session | None) -> None:
         """Give back what the session exports and nobody here knows of, and the other way round."""

@@ -165,6 +165,18 @@ class Vhci:
                 return hub
         return None
 
+    def busid(self, port: Port) -> str:
+        """What is plugged into ``port`` is called so, whether or not there is anything yet."""
+        bus = self.bus(port)
+        pool = [
+            p.number
+            for p in self.ports()
+            if (p.controller, p.super_speed) == (port.controller, port.super_speed)
+        ]
+        if bus is None or port.number not in pool:
+            return ""
+        return f"{bus.name.removeprefix('usb')}-{pool.index(port.number) + 1}"
+
     def attach(self, ports: Iterable[Port], fd: int, devid: int, speed: float) -> Port:
         """Give the kernel socket ``fd`` on the first of ``ports`` that is still free.
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 
@@ -229,16 +230,29 @@ def test_several_at_once(w: World) -> None:
         assert w.desk.transfer(w.get(path, ATTACHMENT, "Port"), 10_000) == 10_000
 
 
-def test_other_programs_devices_are_let_through_while_one_is_held(w: World) -> None:
-    w.pi.answer("1-2", "stall")
-    attach = w.begin(ALICE, "Attach", "ssa{sv}", "pi", "1-2", "0")
-    state = w.desk.wait(lambda s: 0 in map(int, s["authorized_default"].values()))
-    bus = next(n for n, v in state["authorized_default"].items() if int(v) == 0)
+def test_other_programs_devices_are_let_through_for_as_long_as_one_of_ours_is_there(
+    w: World,
+) -> None:
+    path = w.attach("1-2")
+    state = w.desk.state()
+    (bus,) = [n for n, v in state["authorized_default"].items() if int(v) == 0]
     w.desk.plug(f"{bus}-7", BLUETOOTH)
-    w.call(ALICE, "Detach", "sa{sv}", "pi/1-2", "0")
-    attach.answer()
-    w.pi.answer("1-2", "")
     assert w.desk.wait(lambda s: s["devices"][f"{bus}-7"]["authorized"])
+    w.call(ALICE, "Detach", "sa{sv}", path, "0")
+    w.desk.wait(lambda s: int(s["authorized_default"][bus]) == 1)
+    w.desk.unplug(f"{bus}-7")
+
+
+def test_other_programs_devices_wait_while_no_daemon_runs(w: World) -> None:
+    w.attach("1-2")
+    (bus,) = [n for n, v in w.desk.state()["authorized_default"].items() if int(v) == 0]
+    w.stop_daemon(signal.SIGKILL)
+    w.desk.plug(f"{bus}-7", BLUETOOTH)
+    w.check_clean(held=True)
+    assert not w.desk.state()["devices"][f"{bus}-7"]["authorized"]
+    w.start_daemon()
+    assert w.desk.wait(lambda s: s["devices"][f"{bus}-7"]["authorized"])
+    w.check_clean()
     w.desk.unplug(f"{bus}-7")
 
 

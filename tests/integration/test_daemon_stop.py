@@ -71,8 +71,11 @@ def test_sigkill_gives_everything_back_too(w: World) -> None:
     w.attach("1-2")
     w.stop_daemon(signal.SIGKILL)
     # Its sessions and the agent see to that, alone.
-    w.check_clean()
+    w.check_clean(held=True)
     wait_until(lambda: not w.sessions() and not w.agents(), "somebody stays")
+    assert 0 in map(int, w.desk.state()["authorized_default"].values())
+    w.start_daemon()
+    w.check_clean()
 
 
 def test_a_bus_that_was_held_is_let_go_by_the_next_daemon(w: World) -> None:

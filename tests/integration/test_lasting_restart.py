@@ -140,7 +140,7 @@ def test_killed_without_the_store(w: World) -> None:
     w.systemd.wait_stored(1)
     kill(w)
     w.systemd.drop_store()
-    w.check_clean()
+    w.check_clean(held=True)
     wait_until(lambda: not w.sessions(), "a session stays")
     w.start_daemon()
     becomes(w, kept, "attached")

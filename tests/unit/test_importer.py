@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -90,6 +91,11 @@ class Machine:
             self.status(**{f"p{imported.port}": ASSIGNED})
         self.taken.append(imported)
 
+    def take_beside(self, imported: Imported, **used: str) -> None:
+        """Likewise, while other ports are ``used``."""
+        if not imported.local_busid:
+            self.status(**{f"p{imported.port}": ASSIGNED}, **used)
+
     def used(self, approved: Device, busid: str) -> str:
         return f"006 005 {approved.devid:08x} 000003 {busid}"
 
@@ -109,6 +115,11 @@ class Machine:
 
     def authorized(self, busid: str) -> str:
         return (self.devices / busid / "authorized").read_text().strip()
+
+    def leaves(self, busid: str) -> None:
+        """The port is free, and the device has gone."""
+        self.status()
+        shutil.rmtree(self.devices / busid, ignore_errors=True)
 
     def detached(self) -> str:
         return (self.vhci / "detach").read_text().strip()
@@ -145,6 +156,13 @@ def test_the_approved_device_is_usable_when_attach_returns(machine: Machine, fd:
         assert machine.authorized("4-1") == "1"
         assert importer.nodes("4-1") == ["/dev/sda", "/dev/sg0"]
         assert importer.present(imported)
+        # For as long as it is attached: after a reset it may be anything.
+        assert machine.default(4) == "0"
+        importer.detach(imported)
+        importer.settle()
+        assert machine.default(4) == "0"
+        machine.leaves("4-1")
+        importer.settle()
         assert machine.default(4) == "1"
 
     run(main())
@@ -193,8 +211,10 @@ def test_another_device_than_the_approved_one_is_never_authorized(
         with refused(Code.DEVICE_CHANGED):
             await importer.attach(fd, STICK, machine.take)
         assert machine.authorized("4-1") == "0"
-        assert machine.default(4) == "1"
         assert machine.detached() == "2"
+        machine.leaves("4-1")
+        importer.settle()
+        assert machine.default(4) == "1"
 
     run(main())
 
@@ -236,17 +256,17 @@ def test_a_rejected_device_stays_unauthorized_while_the_next_one_comes(
         importer, kernel = machine.importer(lambda: machine.arrives(IMPOSTOR))
         with refused(Code.DEVICE_CHANGED):
             await importer.attach(fd, STICK, machine.take)
-        # Its port is free and its folder still there: the kernel is not so fast.
+        # Its port is not free yet, and its folder still there: the kernel is not so fast.
         second = here(STICK, "4-2", 3)
+        rejected = machine.used(STICK, "4-1")
 
         def next_one() -> None:
-            machine.status(p2=machine.used(STICK, "4-2"))
+            machine.status(p2=rejected, p3=machine.used(STICK, "4-2"))
             plug(machine.sys, second, authorized=False)
 
-        machine.taken.clear()
-        machine.status()
+        machine.status(p2=rejected)
         kernel._steps += [next_one, lambda: machine.binds(second)]
-        await importer.attach(fd, STICK, machine.take)
+        await importer.attach(fd, STICK, lambda i: machine.take_beside(i, p2=rejected))
         assert machine.authorized("4-2") == "1"
         assert machine.authorized("4-1") == "0"
 
@@ -264,8 +284,10 @@ def test_a_cancelled_device_is_not_authorized(machine: Machine, fd: int) -> None
         with pytest.raises(asyncio.CancelledError):
             await task
         assert machine.authorized("4-1") == "0"
-        assert machine.default(4) == "1"
         assert machine.detached() == "2"
+        machine.leaves("4-1")
+        importer.settle()
+        assert machine.default(4) == "1"
 
     run(main())
 
@@ -334,6 +356,8 @@ def test_a_device_that_vanishes_while_it_starts(
         importer, _ = machine.importer(lambda: machine.status(**news))
         with refused(Code.DEVICE_FAILED, "went away"):
             await importer.attach(fd, STICK, machine.take)
+        machine.leaves("4-1")
+        importer.settle()
         assert machine.default(4) == "1"
 
     run(main())
@@ -348,8 +372,10 @@ def test_a_device_that_never_answers(
         importer, _ = machine.importer()
         with refused(Code.TIMED_OUT):
             await importer.attach(fd, STICK, machine.take)
-        assert machine.default(4) == "1"
         assert machine.detached() == "2"
+        machine.leaves("4-1")
+        importer.settle()
+        assert machine.default(4) == "1"
 
     run(main())
 
@@ -394,6 +420,147 @@ def test_only_our_own_port_is_freed_and_only_once(
         machine.status(p2=ASSIGNED)
         importer.detach(imported)
         assert machine.detached() == ""
+
+    run(main())
+
+
+def test_one_that_is_the_same_after_a_reset_is_started_again(machine: Machine, fd: int) -> None:
+    async def main() -> None:
+        importer, _ = machine.importer(
+            lambda: machine.arrives(ARRIVED), lambda: machine.binds(ARRIVED)
+        )
+        imported = await importer.attach(fd, STICK, machine.take)
+        plug(machine.sys, replace(ARRIVED, devnum=3), authorized=False)
+        importer.settle()
+        assert machine.authorized("4-1") == "0"
+        assert importer.changed(imported) is None
+        assert machine.authorized("4-1") == "1"
+        # Whoever forbids it from now on is obeyed.
+        fill(machine.devices / "4-1", authorized=0)
+        assert importer.changed(imported) is None
+        assert machine.authorized("4-1") == "0"
+
+    run(main())
+
+
+def test_one_that_is_another_after_a_reset_is_never_authorized(machine: Machine, fd: int) -> None:
+    async def main() -> None:
+        importer, _ = machine.importer(
+            lambda: machine.arrives(ARRIVED), lambda: machine.binds(ARRIVED)
+        )
+        imported = await importer.attach(fd, STICK, machine.take)
+        plug(machine.sys, replace(IMPOSTOR, devnum=3), authorized=False)
+        importer.settle()
+        changed = importer.changed(imported)
+        assert changed is not None
+        assert changed.code is Code.DEVICE_CHANGED
+        importer.detach(imported)
+        importer.settle()
+        assert machine.authorized("4-1") == "0"
+        machine.leaves("4-1")
+        importer.settle()
+        assert machine.default(4) == "1"
+
+    run(main())
+
+
+def test_while_it_enumerates_anew_it_is_ours_all_the_same(machine: Machine, fd: int) -> None:
+    async def main() -> None:
+        importer, _ = machine.importer(
+            lambda: machine.arrives(ARRIVED), lambda: machine.binds(ARRIVED)
+        )
+        await importer.attach(fd, STICK, machine.take)
+        machine.status(p2=ASSIGNED)
+        plug(machine.sys, replace(IMPOSTOR, devnum=3), authorized=False)
+        importer.settle()
+        assert machine.authorized("4-1") == "0"
+
+    run(main())
+
+
+class Killed:
+    """A daemon that was killed with a device on its port, and the one after it."""
+
+    def __init__(self, machine: Machine, fd: int) -> None:
+        self.machine, self._fd = machine, fd
+
+    async def attached(self) -> Imported:
+        importer, _ = self.machine.importer(
+            lambda: self.machine.arrives(ARRIVED), lambda: self.machine.binds(ARRIVED)
+        )
+        return await importer.attach(self._fd, STICK, self.machine.take)
+
+    def next_one(self) -> Importer:
+        self.machine.hold = Hold(self.machine.sys, self.machine.sys.parent / "held.json")
+        importer, _ = self.machine.importer()
+        importer.recover()
+        return importer
+
+
+@pytest.fixture
+def killed(machine: Machine, fd: int) -> Killed:
+    return Killed(machine, fd)
+
+
+def test_what_is_taken_over_stays_and_its_bus_held(machine: Machine, killed: Killed) -> None:
+    async def main() -> None:
+        imported = await killed.attached()
+        other = here(KEYBOARD, "4-2", 3)
+        plug(machine.sys, other, authorized=False)
+        importer = killed.next_one()
+        assert machine.default(4) == "0"
+        assert importer.take_over(imported, STICK)
+        importer.give_up_rest()
+        assert machine.detached() == ""
+        assert (machine.authorized("4-2"), machine.default(4)) == ("1", "0")
+        importer.detach(imported)
+        machine.leaves("4-1")
+        importer.settle()
+        assert machine.default(4) == "1"
+
+    run(main())
+
+
+def test_what_became_another_one_while_no_daemon_ran(machine: Machine, killed: Killed) -> None:
+    async def main() -> None:
+        imported = await killed.attached()
+        plug(machine.sys, replace(IMPOSTOR, devnum=3), authorized=False)
+        importer = killed.next_one()
+        assert importer.take_over(imported, STICK)
+        importer.give_up_rest()
+        changed = importer.changed(imported)
+        assert changed is not None
+        assert changed.code is Code.DEVICE_CHANGED
+        assert machine.authorized("4-1") == "0"
+
+    run(main())
+
+
+def test_what_nobody_takes_over_is_detached_before_anything_is_let_through(
+    machine: Machine, killed: Killed
+) -> None:
+    async def main() -> None:
+        await killed.attached()
+        plug(machine.sys, replace(IMPOSTOR, devnum=3), authorized=False)
+        importer = killed.next_one()
+        importer.give_up_rest()
+        assert machine.detached() == "2"
+        assert (machine.authorized("4-1"), machine.default(4)) == ("0", "0")
+        machine.leaves("4-1")
+        importer.settle()
+        assert machine.default(4) == "1"
+
+    run(main())
+
+
+def test_a_port_that_is_another_ones_by_now_is_left_alone(machine: Machine, killed: Killed) -> None:
+    async def main() -> None:
+        await killed.attached()
+        machine.status(p2="006 005 00090009 000003 4-1")
+        importer = killed.next_one()
+        importer.give_up_rest()
+        assert machine.detached() == ""
+        assert machine.default(4) == "1"
 
     run(main())
 
