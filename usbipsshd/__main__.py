@@ -17,13 +17,21 @@ from usbipsshd.bus.connection import SYSTEM_BUS
 from usbipsshd.bus.values import BusError, Disconnected
 from usbipsshd.daemon import Daemon
 from usbipsshd.kmod import modprobe
-from usbipsshd.launcher import Launcher, SpawnLauncher, SystemdLauncher
+from usbipsshd.launcher import (
+    AgentLauncher,
+    Launcher,
+    SpawnAgent,
+    SpawnLauncher,
+    SystemdAgent,
+    SystemdLauncher,
+)
 from usbipsshd.network import watch_network
 from usbipsshd.notify import Notifier, stored_descriptors
 from usbipsshd.settings import Settings
 from usbipsshd.udev import Udev
 
 SESSION_SOCKET = Path("/run/usbipssh-session.sock")
+AGENT_SOCKET = Path("/run/usbipssh-here.sock")
 SESSION_USER = "usbipssh"
 
 
@@ -40,6 +48,10 @@ def _launcher() -> Launcher:
     if SESSION_SOCKET.exists():
         return SystemdLauncher(SESSION_SOCKET)
     return SpawnLauncher(SESSION_USER)
+
+
+def _agent_launcher() -> AgentLauncher:
+    return SystemdAgent(AGENT_SOCKET) if AGENT_SOCKET.exists() else SpawnAgent()
 
 
 def main() -> int:
@@ -63,6 +75,7 @@ def main() -> int:
     settings = Settings(
         bus_address=os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", SYSTEM_BUS),
         launcher=launcher,
+        agent_launcher=_agent_launcher(),
         event_source=Udev(),
         modprobe=None if under_systemd else modprobe,
         notifier=Notifier(notify_socket, int(os.environ.get("WATCHDOG_USEC", "0")) / 1e6),

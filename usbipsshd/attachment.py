@@ -36,6 +36,15 @@ class State(StrEnum):
     GONE = "gone"
 
 
+class Direction(StrEnum):
+    """``Direction`` of ``org.usbipssh1.Attachment``."""
+
+    IMPORT = "import"
+    """A remote's device is attached here."""
+    EXPORT = "export"
+    """A device of this machine is attached on a remote."""
+
+
 class Event(StrEnum):
     """What happens to an attachment."""
 
@@ -94,8 +103,12 @@ class Attachment:
     """The caller's name on the bus if it lives no longer than that; empty if not."""
     input_allowed: bool = False
     """Whether it was approved for what can type or carry the network."""
+    direction: Direction = Direction.IMPORT
     state: State = State.CONNECTING
     local_busid: str = ""
+    """Of an import, where it is here while it is attached; of an export, the device's own."""
+    busid_there: str = ""
+    """Of an export, where it is on the remote while it is attached there."""
     port: int = 0
     device_nodes: list[str] = field(default_factory=list)
     attached_at: int = 0
@@ -103,6 +116,11 @@ class Attachment:
     retry_at: int = 0
     """Microseconds since the epoch; 0 when no retry is planned."""
     last_error: tuple[str, str] = ("", "")
+
+    @property
+    def remote_busid(self) -> str:
+        """The device's bus id on the remote; empty where it has none at the moment."""
+        return self.device.busid if self.direction is Direction.IMPORT else self.busid_there
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,23 +5,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Protocol
 
-from usbipsshd.attachment import Attachment, Life, State, Steps
+from usbipsshd.attachment import Attachment, Direction, Life, State, Steps
 from usbipsshd.backoff import Backoff
-from usbipsshd.chooser import Chooser, changed, no_more_than, same_device, summary_of
 from usbipsshd.control import Session
-from usbipsshd.device import Device
+from usbipsshd.doing import Craft, Doing, Where
 from usbipsshd.errors import Code, UsbipError
-from usbipsshd.importer import Imported, Importer
 from usbipsshd.journal import Happening, tell
 from usbipsshd.link import Link, LinkState
-from usbipsshd.pattern import Pattern
 from usbipsshd.remoteusb import RemoteUsb
 from usbipsshd.udev import Events
 
@@ -31,7 +27,6 @@ MAX_ATTACHMENTS = 240
 """As many as vhci has ports in Debian's kernels."""
 MAX_PER_UID = 120
 """Of one user, unless it is root."""
-PORT_FREE_SECONDS = 5.0
 RETURN_SECONDS = 45.0
 
 
@@ -52,19 +47,13 @@ class AttachmentListener(Protocol):
 class _Entry:
     attachment: Attachment
     link: Link
+    doing: Doing
     life: Life
-    ended: asyncio.Future[UsbipError]
     first: bool = True
     """Whether the device is still the one that was just chosen, and need not be found again."""
     attached_before: bool = False
-    imported: Imported | None = None
-    session: Session | None = None
-    """The session that exports it; None before it was asked to."""
     detached_by: int | None = None
     """The uid of who detached it; None if that was nobody."""
-    failed: tuple[str, int] | None = None
-    """Bus id and device number of what failed although it was there: trying changes it there,
-    so that what changes there is no good news before it is plugged in anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,25 +61,26 @@ class Running:
     """What another process needs to take an attachment over."""
 
     attachment: Attachment
-    imported: Imported
+    where: Where
 
 
 class Attachments:
-    """The table of attachments; each life is a task in ``group``."""
+    """The table of attachments; each life is a task in ``group``.
+
+    ``crafts`` do the work, one for each direction.
+    """
 
     def __init__(
         self,
         *,
         group: asyncio.TaskGroup,
-        importer: Importer,
-        chooser: Chooser,
+        crafts: Mapping[Direction, Craft],
         events: Events,
         now: Callable[[], float],
         backoff: Callable[[], Backoff] = Backoff,
     ) -> None:
         self._group = group
-        self._importer = importer
-        self._chooser = chooser
+        self._crafts = crafts
         self._now = now
         self._backoff = backoff
         self._numbers = count(1)
@@ -118,7 +108,15 @@ class Attachments:
     def at(self, remote: str, busid: str) -> Attachment | None:
         """The attachment of a remote's device, in whatever state."""
         for attachment in self:
-            if (attachment.remote, attachment.device.busid) == (remote, busid):
+            where = (attachment.remote, attachment.device.busid)
+            if attachment.direction is Direction.IMPORT and where == (remote, busid):
+                return attachment
+        return None
+
+    def lent(self, busid: str) -> Attachment | None:
+        """The attachment of a device of this machine on a remote, in whatever state."""
+        for attachment in self:
+            if attachment.direction is Direction.EXPORT and attachment.device.busid == busid:
                 return attachment
         return None
 
@@ -135,13 +133,7 @@ class Attachments:
 
         Raises :exc:`UsbipError` (AlreadyAttached, LimitsExceeded).
         """
-        other = self.at(attachment.remote, attachment.device.busid)
-        if other is not None:
-            self.poke(attachment.remote)
-            raise UsbipError(
-                Code.ALREADY_ATTACHED,
-                f"{other.device.busid} of {other.remote} is {_doing(other)} here already.",
-            )
+        self._check_free(attachment)
         if self._stopping:
             raise stopping()
         if len(self._entries) >= MAX_ATTACHMENTS:
@@ -154,30 +146,53 @@ class Attachments:
                 Code.LIMITS_EXCEEDED,
                 f"One user can attach {MAX_PER_UID} devices at most; detach some first.",
             )
-        entry = self._enter(link, attachment)
+        entry = self._enter(link, self._crafts[attachment.direction](attachment, self))
         entry.first = attachment.state is State.CONNECTING
         entry.attached_before = not entry.first
         self._start(entry)
 
-    def take_over(self, link: Link, running: Running, session: Session) -> None:
-        """Go on with an attachment of an earlier process, over the session that still runs."""
-        entry = self._enter(link, running.attachment)
-        entry.imported = running.imported
-        entry.session = session
+    def _check_free(self, attachment: Attachment) -> None:
+        busid, remote = attachment.device.busid, attachment.remote
+        if attachment.direction is Direction.IMPORT:
+            other = self.at(remote, busid)
+        else:
+            other = self.lent(busid)
+        if other is None:
+            return
+        self.poke(remote)
+        if other.direction is Direction.IMPORT:
+            text = f"{busid} of {remote} is {_doing(other)} here already."
+        else:
+            text = f"{busid} of this machine is {_doing(other)} on {other.remote} already."
+        raise UsbipError(Code.ALREADY_ATTACHED, text)
+
+    def take_over(self, link: Link, running: Running, session: Session) -> bool:
+        """Go on with an attachment of an earlier process, over the session that still runs.
+
+        False, and nothing is done, where its device is no longer attached.
+        """
+        attachment = running.attachment
+        doing = self._crafts[attachment.direction](attachment, self)
+        if not doing.take_over(running.where):
+            return False
+        attachment.state = State.ATTACHED
+        doing.session = session
+        entry = self._enter(link, doing)
         entry.first = False
         entry.attached_before = True
         self._start(entry)
+        return True
 
-    def _enter(self, link: Link, attachment: Attachment) -> _Entry:
+    def _enter(self, link: Link, doing: Doing) -> _Entry:
+        attachment = doing.attachment
         steps = Steps(
             attach=lambda: self._attach(entry),
             ended=lambda: self._ended(entry),
-            give_back=lambda: self._give_back(entry),
+            give_back=doing.give_back,
             now=self._now,
-            changed=lambda: self._changed(attachment),
+            changed=lambda: self.changed(attachment),
         )
-        life = Life(attachment, steps, self._backoff())
-        entry = _Entry(attachment, link, life, asyncio.get_running_loop().create_future())
+        entry = _Entry(attachment, link, doing, Life(attachment, steps, self._backoff()))
         self._entries[attachment.number] = entry
         return entry
 
@@ -200,7 +215,7 @@ class Attachments:
                 self._tell(
                     attachment,
                     Happening.DETACHED,
-                    f"detached {attachment.device.busid} of {attachment.remote}",
+                    f"detached {name_of(attachment)}",
                     by=entry.detached_by,
                 )
             for listener in self._listeners:
@@ -240,7 +255,7 @@ class Attachments:
         if entry is None or attachment.state is State.DETACHING:
             raise UsbipError(Code.NOT_ATTACHED, "The attachment is being detached.")
         attachment.keep, attachment.persist = keep, persist
-        self._changed(attachment)
+        self.changed(attachment)
         if not keep and attachment.state is State.WAITING:
             entry.life.detach()
 
@@ -272,9 +287,9 @@ class Attachments:
     def running(self) -> list[Running]:
         """What could be taken over by another process."""
         return [
-            Running(e.attachment, e.imported)
+            Running(e.attachment, e.doing.where)
             for e in self._entries.values()
-            if e.imported is not None and e.attachment.state is State.ATTACHED
+            if e.doing.where is not None and e.attachment.state is State.ATTACHED
         ]
 
     async def sleep(self) -> None:
@@ -337,41 +352,24 @@ class Attachments:
     def look(self) -> None:
         """Something changed on this machine: see who is still there, and with which nodes."""
         for entry in self._entries.values():
-            attachment = entry.attachment
-            if entry.imported is None or attachment.state is not State.ATTACHED:
-                continue
-            if not self._importer.present(entry.imported):
-                self._end(
-                    entry,
-                    UsbipError(
-                        Code.DEVICE_FAILED,
-                        "The device left this machine: it was unplugged from "
-                        f"{attachment.remote}, or detached by another program.",
-                    ),
-                )
-                continue
-            if (changed := self._importer.changed(entry.imported)) is not None:
-                self._end(entry, changed)
-                continue
-            self._importer.keep_awake(attachment.local_busid)
-            nodes = self._importer.nodes(attachment.local_busid)
-            if nodes != attachment.device_nodes:
-                attachment.device_nodes = nodes
-                self._changed(attachment)
+            match entry.attachment.state:
+                case State.ATTACHED:
+                    entry.doing.look()
+                case State.WAITING if entry.doing.appeared_here():
+                    entry.life.poke()
 
     async def statistics(self, attachment: Attachment) -> tuple[int, int]:
         """Bytes received from and sent to the device; raise :exc:`UsbipError`."""
         entry = self._entries.get(attachment.number)
-        if entry is None or entry.session is None or attachment.state is not State.ATTACHED:
+        if entry is None or attachment.state is not State.ATTACHED:
             raise UsbipError(Code.NOT_ATTACHED, "The device is not attached at the moment.")
-        usb = RemoteUsb(entry.session, attachment.remote)
-        return await usb.statistics(attachment.device.busid)
+        return await entry.doing.statistics()
 
     def lost(self, attachment: Attachment, error: UsbipError) -> None:
         """The device of one attachment is gone."""
         entry = self._entries.get(attachment.number)
         if entry is not None:
-            self._end(entry, error)
+            entry.doing.end(error)
 
     def link_changed(self, link: Link) -> None:
         """See :class:`usbipsshd.links.LinkListener`: it can be reached again."""
@@ -384,12 +382,16 @@ class Attachments:
         """See :class:`usbipsshd.links.LinkListener`: what is missing may be back."""
         failed = False
         for entry in self._entries.values():
-            if entry.link is not link or entry.attachment.state is not State.WAITING:
+            if entry.link is not link:
                 continue
-            if entry.failed is None:
-                entry.life.poke()
-            else:
-                failed = True
+            doing = entry.doing
+            if entry.attachment.state is State.ATTACHED:
+                doing.look_there()
+            elif entry.attachment.state is State.WAITING and doing.waits_for_remote:
+                if doing.failed is None:
+                    entry.life.poke()
+                else:
+                    failed = True
         if failed and link not in self._looking:
             self._looking.add(link)
             self._group.create_task(
@@ -409,119 +411,62 @@ class Attachments:
         finally:
             self._looking.discard(link)
         for entry in self._entries.values():
-            if entry.link is link and entry.failed is not None and entry.failed not in there:
-                entry.failed = None
+            doing = entry.doing
+            if entry.link is not link or not doing.waits_for_remote:
+                continue
+            if doing.failed is not None and doing.failed not in there:
+                doing.failed = None
                 entry.life.poke()
 
     def link_released(self, link: Link, busid: str, error: UsbipError) -> None:
-        """The session says that an export ended by itself."""
-        for entry in self._entries.values():
-            if entry.link is link and entry.attachment.device.busid == busid:
-                self._end(entry, error)
+        """The session says that an export of the remote's ended by itself."""
+        self._end(link, self.at(link.remote.name, busid), error)
+
+    def link_returned(self, link: Link, busid: str, error: UsbipError) -> None:
+        """The session says that a device of this machine left the remote by itself."""
+        self._end(link, self.lent(busid), error)
+
+    def here_lost(self, busid: str, error: UsbipError) -> None:
+        """Nobody on this machine looks after a device of its own any more."""
+        attachment = self.lent(busid)
+        if attachment is not None:
+            self.lost(attachment, error)
+
+    def _end(self, link: Link, attachment: Attachment | None, error: UsbipError) -> None:
+        entry = self._entries.get(attachment.number) if attachment is not None else None
+        if entry is not None and entry.link is link:
+            entry.doing.end(error)
 
     def link_lost(self, link: Link, error: UsbipError) -> None:
         """The connection is gone, and with it every attachment that used it."""
         for entry in self._entries.values():
             if entry.link is link:
-                self._end(entry, error)
+                entry.doing.end(error)
 
-    @staticmethod
-    def _end(entry: _Entry, error: UsbipError) -> None:
-        if entry.session is not None and not entry.ended.done():
-            entry.ended.set_result(error)
-
-    def _changed(self, attachment: Attachment) -> None:
+    def changed(self, attachment: Attachment) -> None:
+        """Something published of an attachment has changed."""
         for listener in self._listeners:
             listener.attachment_changed(attachment)
 
     async def _attach(self, entry: _Entry) -> None:
         attachment = entry.attachment
-        async with entry.link.use() as session:
-            usb = RemoteUsb(session, attachment.remote)
-            if not entry.first:
-                found = await self._find_again(entry, usb)
-                # What was approved stays the limit, whatever took its place meanwhile.
-                attachment.approved = attachment.approved or attachment.device
-                attachment.device = found
-            entry.first = False
-            device = attachment.device
-            await self._importer.prepare(device.speed)
-            entry.session = session
-            entry.failed = (device.busid, device.devnum)
-            fd = await self._export(usb, attachment)
-        try:
-            imported = await self._importer.attach(fd, device, lambda i: self._taken(entry, i))
-        except UsbipError as error:
-            # What the other end says of it tells more than "it went away".
-            if error.code is Code.DEVICE_FAILED and entry.ended.done():
-                raise entry.ended.result() from None
-            raise
-        finally:
-            os.close(fd)
-        entry.failed = None
-        self._importer.keep_awake(imported.local_busid)
-        attachment.device_nodes = self._importer.nodes(imported.local_busid)
+        again, entry.first = not entry.first, False
+        where = await entry.doing.attach(entry.link, again=again)
         attachment.attached_at = int(self._now() * 1_000_000)
         restored = entry.attached_before
         entry.attached_before = True
+        verb = _VERBS[attachment.direction]
         self._tell(
             attachment,
             Happening.RESTORED if restored else Happening.ATTACHED,
-            f"{'restored' if restored else 'attached'} {device.busid} of {attachment.remote} as "
-            f"{imported.local_busid} for uid {attachment.owner_uid}",
+            f"{'restored' if restored else verb} {where} for uid {attachment.owner_uid}",
         )
-
-    @staticmethod
-    async def _export(usb: RemoteUsb, attachment: Attachment) -> int:
-        device = attachment.device
-        try:
-            return await usb.export(device, unmount=attachment.unmount, rebind=attachment.rebind)
-        except UsbipError as error:
-            if error.code is not Code.ALREADY_ATTACHED:
-                raise
-        # Left by a process before this one, that could not finish; nobody here uses it.
-        await usb.release(device.busid, rebind=True)
-        return await usb.export(device, unmount=attachment.unmount, rebind=attachment.rebind)
-
-    async def _find_again(self, entry: _Entry, usb: RemoteUsb) -> Device:
-        """The device that is meant now; raise :exc:`UsbipError` if it is not the approved one."""
-        attachment = entry.attachment
-        pattern = Pattern.parse(attachment.pattern)
-
-        def free(device: Device) -> bool:
-            other = self.at(attachment.remote, device.busid)
-            return other is None or other is attachment
-
-        device = await self._chooser.one(usb, attachment.remote, pattern, free)
-        summary_of(attachment.remote, device)
-        approved = attachment.approved or attachment.device
-        if pattern.busid and not pattern.negated:
-            fits = same_device(approved, device)
-        else:
-            fits = no_more_than(approved, device, attachment.remote)
-        if not fits:
-            raise changed(attachment.remote, device)
-        if not free(device):
-            raise UsbipError(
-                Code.ALREADY_ATTACHED,
-                f"{device.busid} of {attachment.remote} is attached here already.",
-            )
-        return device
-
-    def _taken(self, entry: _Entry, imported: Imported) -> None:
-        entry.imported = imported
-        entry.attachment.port = imported.port
-        entry.attachment.local_busid = imported.local_busid
-        self._changed(entry.attachment)
 
     async def _ended(self, entry: _Entry) -> UsbipError:
         self.look()
-        error = await asyncio.shield(entry.ended)
-        attachment = entry.attachment
+        error = await asyncio.shield(entry.doing.ended)
         self._tell(
-            attachment,
-            Happening.LOST,
-            f"lost {attachment.device.busid} of {attachment.remote}: {error.message}",
+            entry.attachment, Happening.LOST, f"lost {name_of(entry.attachment)}: {error.message}"
         )
         return error
 
@@ -538,29 +483,14 @@ class Attachments:
             uid=attachment.owner_uid if by is None else by,
         )
 
-    async def _give_back(self, entry: _Entry) -> None:
-        """This machine first: the exporter must see the connection end before it unbinds."""
-        attachment = entry.attachment
-        imported, entry.imported = entry.imported, None
-        session, entry.session = entry.session, None
-        entry.ended = asyncio.get_running_loop().create_future()
-        if imported is not None:
-            self._importer.detach(imported)
-            await self._importer.gone(imported, PORT_FREE_SECONDS)
-        attachment.local_busid, attachment.port, attachment.device_nodes = "", 0, []
-        self._changed(attachment)
-        # Without its session the agent there is giving everything back by itself.
-        if session is not None and not session.gone:
-            usb = RemoteUsb(session, attachment.remote)
-            try:
-                await usb.release(attachment.device.busid, rebind=attachment.rebind)
-            except UsbipError as error:
-                # Lost in the middle of it: then, too, the agent does it by itself.
-                if not session.gone:
-                    log.warning(
-                        "%s of %s: giving back failed: %s",
-                        attachment.device.busid, attachment.remote, error,
-                    )  # fmt: skip
+
+_VERBS = {Direction.IMPORT: "attached", Direction.EXPORT: "exported"}
+
+
+def name_of(attachment: Attachment) -> str:
+    """Which device, in words for the log."""
+    between = "of" if attachment.direction is Direction.IMPORT else "on"
+    return f"{attachment.device.busid} {between} {attachment.remote}"
 
 
 def stopping() -> UsbipError:

@@ -43,6 +43,7 @@ class Action(StrEnum):
     LIST = "org.usbipssh1.list"
     ATTACH = "org.usbipssh1.attach"
     ATTACH_INPUT = "org.usbipssh1.attach-input"
+    EXPORT = "org.usbipssh1.export"
     DETACH_OTHERS = "org.usbipssh1.detach-others"
     UNBIND = "org.usbipssh1.unbind"
     RESET = "org.usbipssh1.reset"
@@ -56,6 +57,7 @@ _WHAT = {
     Action.LIST: "list USB devices of other machines",
     Action.ATTACH: "attach USB devices of other machines",
     Action.ATTACH_INPUT: "attach USB devices that can type or carry the network",
+    Action.EXPORT: "hand USB devices of this machine to other machines",
     Action.DETACH_OTHERS: "detach USB devices that somebody else attached",
     Action.UNBIND: "take USB devices back from those who use them",
     Action.RESET: "reset USB devices",

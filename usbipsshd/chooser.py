@@ -4,14 +4,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from usbipsshd.descriptors import BadDescriptors, Summary, summarize
 from usbipsshd.device import Device
 from usbipsshd.errors import Code, UsbipError
 from usbipsshd.matcher import Matcher
 from usbipsshd.pattern import Pattern
-from usbipsshd.remoteusb import RemoteUsb
 from usbipsshd.usbids import UsbIds
+
+
+class Devices(Protocol):
+    """A machine's devices to choose from."""
+
+    async def devices(self) -> list[Device]:
+        """Every device but the root hubs, in tree order."""
+
+    async def describe(self, busid: str) -> Device:
+        """One device with its descriptors; raise :exc:`UsbipError` (DeviceNotFound)."""
+
 
 MAX_NAMED = 8
 """Bus ids named in one error message."""
@@ -29,7 +40,7 @@ class Chooser:
         return await self._matcher.select(pattern, [self._ids.named(d) for d in devices])
 
     async def one(
-        self, usb: RemoteUsb, remote: str, pattern: Pattern, free: Callable[[Device], bool]
+        self, usb: Devices, remote: str, pattern: Pattern, free: Callable[[Device], bool]
     ) -> Device:
         """The one device that is meant, with its descriptors.
 

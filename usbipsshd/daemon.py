@@ -85,7 +85,8 @@ class Daemon:
         """Serve until it is time to stop; return why the bus went, empty if it did not."""
         settings = self._settings
         bindings = Bindings(parts.attachments, parts.hubs, bus.callers)
-        manager = Manager(parts.service, parts.resets, Authority(bus.call), bindings)
+        authority = Authority(bus.call)
+        manager = Manager(parts.service, parts.lending, parts.resets, authority, bindings)
         tree = ObjectTree(bus.emit, manager.dispatch(), _machine_id(settings.paths.machine_id))
         parts.publish(tree)
         parts.remember(settings.descriptors)

@@ -17,9 +17,11 @@ _SENTENCES = {
     Code.HOST_KEY_MISMATCH: "{remote} presented another host key than the known one{detail}; if the machine was set up anew, pin the new key with TrustHostKey, else somebody may be listening.",
     Code.REMOTE_UNSUPPORTED: "{remote} cannot do this{detail}; it needs sshd with forwarding, a POSIX shell, and perl, python3, socat, ncat, bash or busybox.",
     Code.NOT_PERMITTED_THERE: "The login on {remote} is not root there; log in as root, or list the remote with sudo and allow sudo without a password.",
-    Code.MODULE_UNAVAILABLE: "{remote} has no kernel module usbip-host{detail}; it comes with the kernel's modules package (Ubuntu: linux-modules-extra, Fedora: kernel-modules-extra).",
+    Code.MODULE_UNAVAILABLE: "{remote} has no kernel module {module} for its kernel; it comes with the kernel's modules package (Ubuntu: linux-modules-extra, Fedora: kernel-modules-extra).",
+    Code.NO_FREE_PORT: "Every virtual USB port of {remote} that fits is taken{detail}; detach something there first.",
     Code.DEVICE_NOT_FOUND: "{remote} no longer has that device; it was unplugged.",
     Code.DEVICE_BUSY: "The device is in use on {remote}{detail}; stop using it there, then try again.",
+    Code.NOT_ATTACHED: "{remote} has the device no longer.",
     Code.ALREADY_ATTACHED: "The device is still exported by {remote}; try again.",
     Code.DEVICE_CHANGED: "Another device sits on {remote} where the chosen one was; list again and choose.",
     Code.DEVICE_FAILED: "{remote} could not {doing} the device{detail}; unplug it, plug it in again, and try again.",
@@ -32,11 +34,16 @@ SUDO_REFUSES = "sudo refuses"
 """The detail of a NotPermittedThere that is sudo's."""
 _SUDO = "sudo on {remote} asks for a password, or refuses; allow this login there what it is to do without one (NOPASSWD in sudoers(5))."
 
+IMPORTING_MODULE = "vhci-hcd"
+"""The kernel module that attaches devices; usbip-host exports them."""
+
 _HOST_KEY = frozenset({Code.HOST_KEY_UNKNOWN, Code.HOST_KEY_MISMATCH})
 _FINGERPRINT = r"SHA256:[A-Za-z0-9+/]{43}"
 _NAME = r"[A-Za-z0-9_/][A-Za-z0-9_./:@+-]{0,63}"
 _PHRASES = (
-    "usbip-host",
+    "usbip-host", "vhci-hcd", "hs", "ss", "its port does not come free",
+    "it went away while it was being started", "it did not answer there",
+    "too many devices for one remote",
     "no such host", "its name cannot be looked up now", "no address", "no answer",
     "no answer from its ssh server", "the connection was closed", "the connection ended",
     "its session ended", "its ssh server closed the connection", "the agent there ended",
@@ -88,4 +95,7 @@ def explain(remote: str, code: Code, detail: str = "", doing: str = "hand over")
         # Anything else is foreign text, which is no business of a caller's.
         detail = ""
     shown = f" ({detail})" if detail else ""
-    return UsbipError(code, sentence.format(remote=remote, detail=shown, doing=doing))
+    module = detail if detail == IMPORTING_MODULE else "usbip-host"
+    return UsbipError(
+        code, sentence.format(remote=remote, detail=shown, doing=doing, module=module)
+    )

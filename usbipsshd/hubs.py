@@ -209,6 +209,9 @@ class Hubs:
     def link_released(self, link: Link, busid: str, error: UsbipError) -> None:
         """See :class:`usbipsshd.links.LinkListener`; the attachment tells."""
 
+    def link_returned(self, link: Link, busid: str, error: UsbipError) -> None:
+        """See :class:`usbipsshd.links.LinkListener`; no business of a hub's."""
+
     def link_lost(self, link: Link, error: UsbipError) -> None:
         """See :class:`usbipsshd.links.LinkListener`."""
         for life in self._lives.values():

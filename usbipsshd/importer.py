@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import re
 import socket
 import stat
 from collections.abc import Awaitable, Callable
@@ -21,24 +20,21 @@ from usbipsshd.localusb import LocalUsb, read_text
 from usbipsshd.sysfs import write
 from usbipsshd.takenports import TakenPorts
 from usbipsshd.udev import Events
+from usbipsshd.usable import BIND_SECONDS, is_usable, nodes_of
 from usbipsshd.vhci import ERROR, FREE, USED, Port, Vhci
 
 log = logging.getLogger(__name__)
 
 APPEAR_SECONDS = 15.0
 """For a device to enumerate; over a slow link each descriptor costs a round trip."""
-BIND_SECONDS = 6.0
-"""For its drivers to bind and its nodes to appear, once it is authorized."""
 LOOK_SECONDS = 0.25
 """How often to look when no notice comes."""
 
-_HAS_NODES = frozenset({0x03, 0x08})
 _ARRIVED = (
     "The device that arrived is not the one that was approved; "
     "it was let go before any driver saw it."
 )
 _BECAME = "The device became another one than was approved while it was attached; it was let go."
-_GENERIC = re.compile(r"sg\d+").fullmatch
 
 
 @dataclass(slots=True)
@@ -267,7 +263,6 @@ class Importer:
 
         A driver that is missing here is no failure: the device may be used without one.
         """
-        wanted = {i.number for i in approved.interfaces if i.nodes or i.class_ in _HAS_NODES}
         deadline = monotonic() + BIND_SECONDS
         while monotonic() < deadline:
             now = self.vhci.port(port.number)
@@ -275,13 +270,7 @@ class Importer:
                 raise self._vanished()
             if (error := self.changed(Imported(port.number, approved.devid, busid))) is not None:
                 raise error
-            device = self.usb.device(busid)
-            interfaces = device.interfaces if device is not None else ()
-            # A disk's generic node is there first, its own only once the disk was looked at.
-            have = {i.number for i in interfaces if any(not _GENERIC(n) for n in i.nodes)}
-            # What was told of the device may lack one: its driver was just being changed there.
-            here = {i.number for i in interfaces if i.class_ in _HAS_NODES}
-            if interfaces and wanted | here <= have:
+            if is_usable(approved, self.usb.device(busid)):
                 return
             await self._events.wait(LOOK_SECONDS)
 
@@ -365,6 +354,4 @@ class Importer:
 
     def nodes(self, busid: str) -> list[str]:
         """The device's nodes now, as paths (``/dev/sda``); network interfaces have none."""
-        device = self.usb.device(busid)
-        found = {n for i in device.interfaces for n in i.nodes} if device is not None else set()
-        return sorted("/dev/" + n for n in found if not n.startswith("net/"))
+        return nodes_of(self.usb.device(busid))

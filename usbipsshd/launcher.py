@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Starts session processes: through systemd where it runs, else by itself."""
+"""Starts sessions and the agent of this machine: through systemd where it runs, else by itself."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib import resources
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +28,14 @@ class Launcher(Protocol):
 
     def session(self) -> AbstractAsyncContextManager[SeqPacket]:
         """A new session's control socket; leaving the context closes it."""
+        ...
+
+
+class AgentLauncher(Protocol):
+    """Starts the agent of this machine, as root."""
+
+    def agent(self) -> AbstractAsyncContextManager[socket.socket]:
+        """A new agent's standard input and output; leaving the context closes them."""
         ...
 
 
@@ -56,6 +65,62 @@ class SystemdLauncher:
             yield channel
         finally:
             channel.close()
+
+
+class SystemdAgent:
+    """Connects to ``usbipssh-here.socket``: systemd starts the agent outside the daemon's cage."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @asynccontextmanager
+    async def agent(self) -> AsyncIterator[socket.socket]:
+        """See :class:`AgentLauncher`. Raises :exc:`UsbipError` (Failed)."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.setblocking(False)
+            try:
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    await asyncio.get_running_loop().sock_connect(sock, str(self._path))
+            except (OSError, TimeoutError):
+                raise UsbipError(
+                    Code.FAILED,
+                    "This machine cannot hand over its own devices; see: "
+                    "systemctl status usbipssh-here.socket",
+                ) from None
+            yield sock
+
+
+class SpawnAgent:
+    """Starts the agent itself; ``arguments`` are agent.sh's."""
+
+    def __init__(self, *arguments: str) -> None:
+        script = str(resources.files("usbipsshd.session").joinpath("agent.sh"))
+        self._command = ("sh", script, *arguments)
+
+    @asynccontextmanager
+    async def agent(self) -> AsyncIterator[socket.socket]:
+        """See :class:`AgentLauncher`; waits for its end. Raises :exc:`UsbipError` (Failed)."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with ours, theirs:
+            try:
+                child = await asyncio.create_subprocess_exec(
+                    *self._command,
+                    stdin=theirs.fileno(),
+                    stdout=theirs.fileno(),
+                    cwd="/",
+                    env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"},
+                    process_group=0,
+                )
+            except OSError as error:
+                raise UsbipError(
+                    Code.FAILED, f"This machine cannot start a shell: {error.strerror}."
+                ) from None
+            theirs.close()
+            try:
+                yield ours
+            finally:
+                ours.close()
+                await _ended(child)
 
 
 class SpawnLauncher:

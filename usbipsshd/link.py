@@ -56,6 +56,8 @@ class LinkHooks:
     """Something was plugged in or out there."""
     released: Callable[[str, UsbipError], None]
     """An export ended by itself: its bus id there, and why."""
+    returned: Callable[[str, UsbipError], None]
+    """A device of this machine left the remote by itself: its bus id here, and why."""
     lost: Callable[[UsbipError], None]
     """The connection ended by itself."""
     opened: Callable[[int], None]
@@ -312,6 +314,14 @@ class Link:
                 self._hooks.devices_changed()
             case "released":
                 self._hooks.released(get_busid(packet), self._why_released(packet))
+            case "returned":
+                self._hooks.returned(get_busid(packet), self._why_returned())
+
+    def _why_returned(self) -> UsbipError:
+        return UsbipError(
+            Code.DEVICE_FAILED,
+            f"The device left {self.remote.name}: it was unplugged here, or detached there.",
+        )
 
     def _why_released(self, packet: Packet) -> UsbipError:
         if packet.get("error") is None:

@@ -76,6 +76,9 @@ class LinkListener(Protocol):
     def link_released(self, link: Link, busid: str, error: UsbipError) -> None:
         """An export ended by itself."""
 
+    def link_returned(self, link: Link, busid: str, error: UsbipError) -> None:
+        """A device of this machine left the remote by itself."""
+
     def link_lost(self, link: Link, error: UsbipError) -> None:
         """The connection ended by itself."""
 
@@ -227,6 +230,7 @@ class Links:
             changed=lambda: told(lambda x: x.link_changed(link)),
             devices_changed=lambda: told(lambda x: x.link_devices_changed(link)),
             released=lambda busid, error: told(lambda x: x.link_released(link, busid, error)),
+            returned=lambda busid, error: told(lambda x: x.link_returned(link, busid, error)),
             lost=lambda error: told(lambda x: x.link_lost(link, error)),
             opened=opened,
             ended=ended,

@@ -23,8 +23,8 @@ from usbipsshd.records import (
     attachment_to_json,
     hub_from_json,
     hub_to_json,
-    imported_from_json,
-    imported_to_json,
+    where_from_json,
+    where_to_json,
 )
 from usbipsshd.statefile import load, save
 
@@ -79,10 +79,9 @@ class Memory:
                 attachment = attachment_from_json(record)
                 if any(a.number == attachment.number for a in found.attachments):
                     raise BadPacket("number: there are two of it")
-                imported = record.get("imported")
-                if isinstance(imported, dict):
-                    running = Running(attachment, imported_from_json(imported))
-                    found.running[attachment.number] = running
+                where = where_from_json(record)
+                if where is not None:
+                    found.running[attachment.number] = Running(attachment, where)
             except BadPacket as error:
                 log.warning("a remembered attachment is left out: %s", error)
                 continue
@@ -128,12 +127,12 @@ class Memory:
         self._scheduled = None
         if self._frozen or self._attachments is None or self._hubs is None:
             return
-        running = {r.attachment.number: r.imported for r in self._attachments.running()}
+        running = {r.attachment.number: r.where for r in self._attachments.running()}
         records: list[Json] = []
         for attachment in self._attachments:
             record = attachment_to_json(attachment)
             if attachment.number in running:
-                record["imported"] = imported_to_json(running[attachment.number])
+                record |= where_to_json(running[attachment.number])
             if attachment.state is not State.DETACHING:
                 records.append(record)
         hubs: list[Json] = [hub_to_json(h) for h in self._hubs if h.state is not State.DETACHING]

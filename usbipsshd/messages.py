@@ -23,9 +23,19 @@ unbind   busid                                                    {}
 reset    busid, vendor_id, product_id, devid                      {}
 statistics busid                                                  {"received", "sent"}: bytes
 exports                                                           {"busids": [...]}: held now
+port     busid, speed: as vhci numbers it                         {}: the remote could import it
+lend     busid, devid, speed; fd: a connected stream socket,      {"busid", "port"}: there
+         whose other end this machine's usbip-host has
+loans                                                             {"busids": [...]}: lent now
+loan     busid                                                    {} after a row {"device": …}:
+                                                                  what it is there
+take-back busid                                                   {}
+loan-statistics busid                                             {"received", "sent"}: bytes
 cancel   request (an id)                                          {}
 close                                                             {}; then the session ends
 ======== ======================================================== =====================
+
+The bus ids of ``port`` to ``loan-statistics`` are this machine's, all others the remote's.
 
 ``open`` and ``host-key`` come with descriptors: a connected ssh-agent socket, a file in known_hosts
 format, and one more agent socket for each of ``jumps``. Those are jump hosts, in order, as objects
@@ -36,6 +46,7 @@ for TCP.
 Events: ``{"event": "closed", "error": …}``: the connection is gone, the session ends;
 ``{"event": "released", "busid": …, "error": …}``: an export ended by itself and
 its device was given back (``error`` is null if nothing went wrong with that);
+``{"event": "returned", "busid": …}``: a device of this machine left the remote by itself;
 ``{"event": "changed"}``: something was plugged there.
 
 An error is ``{"code": …, "detail": …}``: a code of the contract and up to
@@ -132,7 +143,7 @@ def get_busid(packet: Mapping[str, Json], name: str = "busid") -> str:
 
 def get_busids(packet: Mapping[str, Json], name: str = "busids") -> list[str]:
     """A list of bus ids; raise :exc:`BadPacket`."""
-    values = _get_list(packet, name, MAX_DEVICES)
+    values = get_list(packet, name, MAX_DEVICES)
     return [get_busid({"busid": value}) for value in values]
 
 
@@ -144,7 +155,8 @@ def get_object(packet: Mapping[str, Json], name: str) -> dict[str, Json]:
     return value
 
 
-def _get_list(packet: Mapping[str, Json], name: str, limit: int) -> list[Json]:
+def get_list(packet: Mapping[str, Json], name: str, limit: int) -> list[Json]:
+    """A list of at most ``limit`` things of any kind; raise :exc:`BadPacket`."""
     value = packet.get(name)
     if not isinstance(value, list) or len(value) > limit:
         raise BadPacket(f"{name}: not a list of at most {limit}")
@@ -175,7 +187,7 @@ def device_to_json(device: Device) -> Packet:
 def _interface_from_json(value: Json) -> Interface:
     if not isinstance(value, dict):
         raise BadPacket("interface: not an object")
-    nodes = _get_list(value, "nodes", MAX_NODES)
+    nodes = get_list(value, "nodes", MAX_NODES)
     return Interface(
         number=get_int(value, "number", 0xFF),
         class_=get_int(value, "class_", 0xFF),
@@ -214,7 +226,7 @@ def device_from_json(packet: Mapping[str, Json]) -> Device:
             usbip_status=get_int(packet, "usbip_status", 3),
             virtual=get_bool(packet, "virtual"),
             interfaces=tuple(
-                _interface_from_json(i) for i in _get_list(packet, "interfaces", MAX_INTERFACES)
+                _interface_from_json(i) for i in get_list(packet, "interfaces", MAX_INTERFACES)
             ),
             descriptors=descriptors,
         )

@@ -7,15 +7,21 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 
+from usbipsshd.attachment import Direction
 from usbipsshd.attachments import Attachments
 from usbipsshd.bus.objects import ObjectTree
 from usbipsshd.bus.publisher import Publisher
 from usbipsshd.chooser import Chooser
 from usbipsshd.exporter import LocalExporter
+from usbipsshd.exporting import Exporting
+from usbipsshd.here import Here
 from usbipsshd.hold import Hold
 from usbipsshd.hubs import Hubs
 from usbipsshd.importer import Importer
+from usbipsshd.importing import Importing
+from usbipsshd.lending import Lending
 from usbipsshd.links import Links
 from usbipsshd.localusb import LocalUsb
 from usbipsshd.matcher import Matcher
@@ -71,6 +77,7 @@ class Parts:
         self._importer = Importer(vhci, usb, hold, events, modprobe, taken_ports=taken_ports)
         self._importer.recover()
         events.listen(self._importer.settle)
+        self._here = Here(group=group, launcher=settings.agent_launcher, keeper=settings.notifier)
         own = OwnKeys(key)
         self._links = Links(
             group=group,
@@ -81,8 +88,12 @@ class Parts:
         )
         self.attachments = Attachments(
             group=group,
-            importer=self._importer,
-            chooser=chooser,
+            crafts={
+                Direction.IMPORT: partial(Importing, importer=self._importer, chooser=chooser),
+                Direction.EXPORT: partial(
+                    Exporting, here=self._here, usb=usb, chooser=chooser, group=group
+                ),
+            },
             events=events,
             now=settings.now,
         )
@@ -90,6 +101,7 @@ class Parts:
             group=group, attachments=self.attachments, chooser=chooser, now=settings.now
         )
         self.status = Status(self.attachments, settings.notifier.send)
+        self._here.listen(self.attachments.here_lost)
         self.attachments.listen(self.status)
         self._links.listen(self.attachments)
         self._links.listen(self.hubs)
@@ -112,6 +124,16 @@ class Parts:
         )
         self.resets = Resets(
             self.service, usb, chooser, LocalResetter(usb, exporter, events, paths.mountinfo)
+        )
+
+        self.lending = Lending(
+            store=self._store,
+            links=self._links,
+            attachments=self.attachments,
+            usb=usb,
+            ids=ids,
+            chooser=chooser,
+            keep=self._memory.write,
         )
 
     def _sleep_waits(self) -> bool:
@@ -140,6 +162,7 @@ class Parts:
             attachments=self.attachments,
             hubs=self.hubs,
             importer=self._importer,
+            here=self._here,
             group=self._group,
         )
         take_over.run(remembered, descriptors)
@@ -169,6 +192,7 @@ class Parts:
         await self.hubs.abandon()
         await self.attachments.abandon()
         await self._links.abandon()
+        await self._here.abandon()
 
     def collapse(self, *, hand_over: bool) -> None:
         """The daemon goes down in the middle of things: what is written down stays as it is.
@@ -180,6 +204,7 @@ class Parts:
             self.hubs.abandon_soon()
             self.attachments.abandon_soon()
             self._links.abandon_soon()
+            self._here.abandon_soon()
 
     async def give_everything_back(self) -> None:
         """Detach everything; what persists is remembered for the next start."""
@@ -189,6 +214,7 @@ class Parts:
                 await self.hubs.close()
                 await self.attachments.close()
                 await self._links.close()
+                await self._here.close()
         except TimeoutError:
             log.warning("not everything could be given back in time")
         self._importer.settle()

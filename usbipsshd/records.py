@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from usbipsshd.attachment import Attachment, State
-from usbipsshd.device import is_busid
+from usbipsshd.attachment import Attachment, Direction, State
+from usbipsshd.device import MAX_INTERFACES, MAX_NODES, is_busid
+from usbipsshd.doing import Lent, Where
 from usbipsshd.hub import Hub, Plug
 from usbipsshd.importer import Imported
 from usbipsshd.messages import (
@@ -19,6 +20,7 @@ from usbipsshd.messages import (
     get_bool,
     get_busid,
     get_int,
+    get_list,
     get_object,
     get_str,
 )
@@ -79,6 +81,7 @@ def attachment_to_json(attachment: Attachment) -> Packet:
     return {
         "number": attachment.number,
         "remote": attachment.remote,
+        "direction": attachment.direction.value,
         "pattern": attachment.pattern,
         "device": device_to_json(attachment.device),
         "owner_uid": attachment.owner_uid,
@@ -98,11 +101,17 @@ def attachment_to_json(attachment: Attachment) -> Packet:
 
 def attachment_from_json(packet: Mapping[str, Json]) -> Attachment:
     """An attachment in WAITING; raise :exc:`BadPacket`."""
+    try:
+        # Records of an earlier version do not have it.
+        direction = Direction(get_str({"direction": "import", **packet}, "direction"))
+    except ValueError:
+        raise BadPacket("direction: unknown") from None
+    device = device_from_json(get_object(packet, "device"))
     return Attachment(
         number=_number(packet),
         remote=_text(packet, "remote"),
         pattern=_text(packet, "pattern"),
-        device=device_from_json(get_object(packet, "device")),
+        device=device,
         owner_uid=get_int(packet, "owner_uid"),
         rebind=get_bool(packet, "rebind"),
         unmount=get_bool(packet, "unmount"),
@@ -115,23 +124,50 @@ def attachment_from_json(packet: Mapping[str, Json]) -> Attachment:
         private=_private(packet),
         bound_to=_text(packet, "bound_to"),
         input_allowed=get_bool(packet, "input_allowed"),
+        direction=direction,
         state=State.WAITING,
+        local_busid=device.busid if direction is Direction.EXPORT else "",
         attached_at=get_int(packet, "attached_at", _TIME),
         last_error=_read_pair(packet, "last_error"),
     )
 
 
-def imported_to_json(imported: Imported) -> Packet:
-    """Where an attached device is."""
-    return {"port": imported.port, "devid": imported.devid, "local_busid": imported.local_busid}
+def where_to_json(where: Where) -> Packet:
+    """Where an attached device is, to be added to its attachment's record."""
+    if isinstance(where, Imported):
+        return {
+            "imported": {
+                "port": where.port,
+                "devid": where.devid,
+                "local_busid": where.local_busid,
+            }
+        }
+    nodes: list[Json] = [*where.nodes]
+    return {
+        "lent": {"busid": where.busid, "there": where.there, "port": where.port, "nodes": nodes}
+    }
 
 
-def imported_from_json(packet: Mapping[str, Json]) -> Imported:
-    """Where an attached device was; raise :exc:`BadPacket`."""
-    busid = get_str(packet, "local_busid")
-    if busid and not is_busid(busid):
-        raise BadPacket("local_busid: not a bus id")
-    return Imported(get_int(packet, "port"), get_int(packet, "devid"), busid)
+def where_from_json(record: Mapping[str, Json]) -> Where | None:
+    """Where an attached device was, by its attachment's record; raise :exc:`BadPacket`."""
+    if isinstance(record.get("imported"), dict):
+        packet = get_object(record, "imported")
+        busid = get_str(packet, "local_busid")
+        if busid and not is_busid(busid):
+            raise BadPacket("local_busid: not a bus id")
+        return Imported(get_int(packet, "port"), get_int(packet, "devid"), busid)
+    if isinstance(record.get("lent"), dict):
+        packet = get_object(record, "lent")
+        nodes = [
+            n for n in get_list(packet, "nodes", MAX_NODES * MAX_INTERFACES) if isinstance(n, str)
+        ]
+        return Lent(
+            get_busid(packet),
+            get_busid(packet, "there"),
+            get_int(packet, "port"),
+            tuple(clean(node, 64) for node in nodes),
+        )
+    return None
 
 
 def hub_to_json(hub: Hub) -> Packet:

@@ -13,6 +13,7 @@ from usbipsshd.explain import explain
 from usbipsshd.messages import (
     BadPacket,
     device_from_json,
+    get_busid,
     get_busids,
     get_int,
     get_object,
@@ -25,6 +26,8 @@ RELEASE_SECONDS = 20.0
 UNBIND_SECONDS = 25.0
 RESET_SECONDS = 45.0
 STATISTICS_SECONDS = 5.0
+PORT_SECONDS = 40.0
+LEND_SECONDS = 60.0
 
 
 @contextmanager
@@ -129,12 +132,75 @@ class RemoteUsb:
             with reply.descriptors:
                 return get_busids(reply.ok)
 
-    async def statistics(self, busid: str) -> tuple[int, int]:
-        """Bytes received from and sent to the device since it was exported."""
+    async def ready(self, busid: str, speed: int) -> None:
+        """See that the remote could attach this machine's device; ``speed`` as vhci numbers it.
+
+        ModuleUnavailable, NoFreePort and others, of the remote.
+        """
         with _explained(self._remote):
             reply = await self._session.request(
-                "statistics", seconds=STATISTICS_SECONDS, busid=busid
+                "port", seconds=PORT_SECONDS, busid=busid, speed=speed
             )
+            reply.descriptors.close()
+
+    async def lend(self, device: Device, speed: int, fd: int) -> tuple[str, int]:
+        """Have the remote attach this machine's device, which is at the other end of ``fd``.
+
+        Bus id and port there.
+        """
+        with _explained(self._remote):
+            reply = await self._session.request(
+                "lend",
+                seconds=LEND_SECONDS,
+                fds=[fd],
+                busid=device.busid,
+                devid=device.devid,
+                speed=speed,
+            )
+            with reply.descriptors:
+                return get_busid(reply.ok), get_int(reply.ok, "port", 0xFFFF)
+
+    async def loan(self, busid: str) -> Device:
+        """What this machine's device is there; NotAttached."""
+        with _explained(self._remote):
+            reply = await self._session.request("loan", seconds=LIST_SECONDS, busid=busid)
+            with reply.descriptors:
+                devices = [device_from_json(get_object(row, "device")) for row in reply.rows]
+        if len(devices) != 1:
+            raise explain(self._remote, Code.FAILED)
+        return devices[0]
+
+    async def loans(self) -> list[str]:
+        """Bus ids here of what this session has lent now."""
+        with _explained(self._remote):
+            reply = await self._session.request("loans", seconds=STATISTICS_SECONDS)
+            with reply.descriptors:
+                return get_busids(reply.ok)
+
+    async def take_back(self, busid: str) -> None:
+        """Detach this machine's device there; nothing to do is no error."""
+        with _explained(self._remote):
+            try:
+                reply = await self._session.request(
+                    "take-back", seconds=RELEASE_SECONDS, busid=busid
+                )
+            except SessionFailure as failure:
+                if failure.code is not Code.NOT_ATTACHED:
+                    raise
+            else:
+                reply.descriptors.close()
+
+    async def statistics(self, busid: str) -> tuple[int, int]:
+        """Bytes received from and sent to the device since it was exported."""
+        return await self._statistics("statistics", busid)
+
+    async def loan_statistics(self, busid: str) -> tuple[int, int]:
+        """Bytes received from and sent to the remote since this machine's device was lent."""
+        return await self._statistics("loan-statistics", busid)
+
+    async def _statistics(self, op: str, busid: str) -> tuple[int, int]:
+        with _explained(self._remote):
+            reply = await self._session.request(op, seconds=STATISTICS_SECONDS, busid=busid)
             with reply.descriptors:
                 top = (1 << 63) - 1
                 return get_int(reply.ok, "received", top), get_int(reply.ok, "sent", top)

@@ -44,8 +44,17 @@ class Resets:
         if not remote:
             await asking.require([Action.RESET], {"remote": ""})
             devices = await self._select(parsed, self._usb.devices(), "This machine")
+            lent = {d.busid: self._service.attachments.lent(d.busid) for d in devices}
+            for attachment in lent.values():
+                if attachment is not None:
+                    await self._service.may_detach(asking, attachment)
             for device in devices:
-                await self._local.reset(device)
+                attachment = lent[device.busid]
+                if attachment is None:
+                    await self._local.reset(device)
+                    continue
+                async with self._service.attachments.paused(attachment):
+                    await self._local.reset(device)
         else:
             devices = await self._reset_there(asking, remote, parsed, agent)
         busids = [device.busid for device in devices]

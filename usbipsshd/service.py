@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from usbipsshd.attachment import Attachment, State
+from usbipsshd.attachment import Attachment, Direction, State
 from usbipsshd.attachments import Attachments
 from usbipsshd.authority import Action
 from usbipsshd.chooser import Chooser, changed, summary_of
@@ -61,12 +61,12 @@ class Listed:
     device: Device
     state: str
     attachment: int = 0
-    """The attachment's number if it is attached here, else 0."""
+    """The attachment's number if it is attached here, or exported from here; else 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttachOptions:
-    """Options of Attach."""
+    """Options of Attach and Export."""
 
     keep: bool = False
     persist: bool = False
@@ -172,7 +172,7 @@ class Service:
         """
         parsed = Pattern.parse(pattern)
         if agent is not None and options.persist:
-            raise _no_agent_later()
+            raise no_agent_later()
         found = self.store.find(remote)
         name = found.name
         await asking.require(_to_connect(found), {"remote": name}, more=True)
@@ -208,7 +208,7 @@ class Service:
             self.attachments.begin(link, attachment)
             if options.persist and not self._keep():
                 await self.attachments.detach(attachment, asking.uid)
-                raise _cannot_keep()
+                raise cannot_keep()
             # By then the attachment itself keeps the link.
             await self.attachments.usable(attachment)
         return attachment
@@ -230,7 +230,7 @@ class Service:
         """
         Pattern.parse(pattern)
         if agent is not None and options.persist:
-            raise _no_agent_later()
+            raise no_agent_later()
         found = self.store.find(remote)
         managing = [Action.MANAGE_REMOTES] if options.persist else []
         actions = [*managing, *_to_connect(found), Action.ATTACH_INPUT]
@@ -250,7 +250,7 @@ class Service:
             self.hubs.begin(link, hub)
             if options.persist and not self._keep():
                 await self.hubs.detach(hub, asking.uid)
-                raise _cannot_keep()
+                raise cannot_keep()
             await self.hubs.watching(hub)
         return hub
 
@@ -277,7 +277,7 @@ class Service:
                 "This device belongs to a hub, which keeps it; detach the hub and attach it alone.",
             )
         if persist and attachment.private:
-            raise _no_agent_later()
+            raise no_agent_later()
         persists = attachment.persist if persist is None else persist
         if persists and keep is False:
             raise UsbipError(
@@ -293,7 +293,7 @@ class Service:
         self.attachments.set_options(attachment, keep=keeps, persist=persists)
         if persists and not self._keep():
             self.attachments.set_options(attachment, keep=before[0], persist=before[1])
-            raise _cannot_keep()
+            raise cannot_keep()
 
     async def detach(self, asking: Asking, attachment: Attachment) -> None:
         """Detach one device and wait until it was given back."""
@@ -321,7 +321,7 @@ class Service:
         found = [
             a
             for a in self.attachments
-            if ((a.remote, a.device.busid) == (name, busid) if slash else a.local_busid == busid)
+            if ((a.remote, a.remote_busid) == (name, busid) if slash else a.local_busid == busid)
         ]
         if not found:
             where = f"of {name} " if slash else ""
@@ -364,8 +364,14 @@ class Service:
         if not remote:
             await asking.require([Action.UNBIND], {"remote": ""})
             exported = await self._exported(parsed, self._usb.devices(), "This machine")
+            lent = [a for a in map(self.attachments.lent, (d.busid for d in exported)) if a]
+            for export in lent:
+                await self.may_detach(asking, export)
+            for export in lent:
+                await self.attachments.detach(export, asking.uid)
             for device in exported:
-                await self._exporter.unbind(device.busid)
+                if all(device.busid != export.device.busid for export in lent):
+                    await self._exporter.unbind(device.busid)
             return [d.busid for d in exported]
         found = self.store.find(remote)
         name = found.name
@@ -458,24 +464,29 @@ class Service:
         self.links.to(remote).forget_trouble()
 
     def _listed(self, remote: str, device: Device) -> Listed:
-        attachment = self.attachments.at(remote, device.busid) if remote else None
-        if not remote:
-            for other in self.attachments:
-                if other.local_busid == device.busid:
-                    return Listed(device, "attached", other.number)
-        if attachment is not None and attachment.state is State.ATTACHED:
-            return Listed(device, "attached", attachment.number)
-        return Listed(device, "exported" if device.exported else "available")
+        state = "exported" if device.exported else "available"
+        for other in self.attachments:
+            if remote:
+                is_it = (other.remote, other.remote_busid) == (remote, device.busid)
+                is_it = is_it and other.state is State.ATTACHED
+            else:
+                is_it = other.local_busid == device.busid
+            if is_it:
+                attached = other.direction is Direction.IMPORT
+                return Listed(device, "attached" if attached else state, other.number)
+        return Listed(device, state)
 
 
-def _no_agent_later() -> UsbipError:
+def no_agent_later() -> UsbipError:
+    """The error for what would need a caller's ssh-agent after the caller is gone."""
     return UsbipError(
         Code.INVALID_ARGS,
         "What is attached with an ssh-agent cannot persist: the agent is gone by then.",
     )
 
 
-def _cannot_keep() -> UsbipError:
+def cannot_keep() -> UsbipError:
+    """The error for an attachment that is to persist and cannot be written down."""
     return UsbipError(
         Code.FAILED,
         "This machine could not write down what is to persist; see whether its disk is full, and "

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from usbipsshd.launcher import Launcher
+from usbipsshd.launcher import AgentLauncher, Launcher
 from usbipsshd.notify import Notifier
 from usbipsshd.udev import EventSource
 
@@ -36,6 +36,7 @@ class Settings:
 
     bus_address: str
     launcher: Launcher
+    agent_launcher: AgentLauncher
     event_source: EventSource
     modprobe: Callable[[str], Awaitable[bool]] | None
     """Loads a kernel module; None where systemd does, and this process may not."""

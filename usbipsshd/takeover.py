@@ -10,11 +10,14 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 
-from usbipsshd.attachment import Attachment, State
-from usbipsshd.attachments import Attachments, Running
+from usbipsshd.attachment import Attachment, Direction, State
+from usbipsshd.attachments import Attachments, Running, name_of
 from usbipsshd.callersagent import check_agent_socket
 from usbipsshd.control import Session
+from usbipsshd.device import Device
+from usbipsshd.doing import Lent, Where
 from usbipsshd.errors import Code, UsbipError
+from usbipsshd.here import DESCRIPTOR_NAME, Here
 from usbipsshd.hub import Hub
 from usbipsshd.hubs import Hubs
 from usbipsshd.importer import Importer
@@ -39,6 +42,7 @@ class TakeOver:
         attachments: Attachments,
         hubs: Hubs,
         importer: Importer,
+        here: Here,
         group: asyncio.TaskGroup,
     ) -> None:
         self._store = store
@@ -46,6 +50,7 @@ class TakeOver:
         self._attachments = attachments
         self._hubs = hubs
         self._importer = importer
+        self._here = here
         self._group = group
 
     def run(self, remembered: Remembered, descriptors: Mapping[str, Sequence[int]]) -> None:
@@ -56,6 +61,9 @@ class TakeOver:
         hubs = [h.number for h in remembered.hubs] + [a.hub for a in remembered.attachments]
         self._hubs.skip_numbers(max(hubs, default=0))
         left = dict(descriptors)
+        lent = [r.where.busid for r in remembered.running.values() if isinstance(r.where, Lent)]
+        for fd in left.pop(DESCRIPTOR_NAME, ())[:1]:
+            self._here.take_over(fd, lent)
         links = self._every_link([*remembered.attachments, *remembered.hubs], left)
         sessions = self._sessions(links, left)
         # Hubs first: their attachments find them.
@@ -72,6 +80,8 @@ class TakeOver:
                 log.warning(
                     "%s of %s is given up: %s", attachment.device.busid, attachment.remote, error
                 )
+                if running is not None and isinstance(running.where, Lent):
+                    self._drop(running.where, attachment.device)
         for link in links.values():
             name = link.remote.name
             self._group.create_task(self._compare(link, sessions.get(link)), name=f"compare {name}")
@@ -124,21 +134,28 @@ class TakeOver:
         link = self._link(attachment)
         session = sessions.get(link)
         device = attachment.device
-        present = running is not None and self._importer.take_over(running.imported, device)
-        if running is not None and session is not None and present:
-            attachment.state = State.ATTACHED
-            attachment.port = running.imported.port
-            attachment.local_busid = running.imported.local_busid
-            attachment.device_nodes = self._importer.nodes(attachment.local_busid)
-            self._attachments.take_over(link, running, session)
-            log.info("still attached: %s of %s", attachment.device.busid, attachment.remote)
-            return
         if running is not None:
-            self._importer.detach(running.imported)
+            if session is not None and self._attachments.take_over(link, running, session):
+                log.info("still attached: %s", name_of(attachment))
+                return
+            self._drop(running.where, device)
         if attachment.keep and not attachment.hub:
             self._attachments.begin(link, attachment)
         else:
             log.warning("lost with the process before: %s of %s", device.busid, attachment.remote)
+
+    def _drop(self, where: Where, device: Device) -> None:
+        """Undo what cannot go on."""
+        if isinstance(where, Lent):
+            self._group.create_task(self._release(where.busid), name=f"release {where.busid}")
+        elif self._importer.take_over(where, device):
+            self._importer.detach(where)
+
+    async def _release(self, busid: str) -> None:
+        try:
+            await self._here.release(busid, rebind=True)
+        except UsbipError as error:
+            log.warning("%s was left exported: %s", busid, error)
 
     async def _compare(self, link: Link, session: Session | None) -> None:
         """Give back what the session exports and nobody here knows of, and the other way round."""
@@ -149,19 +166,29 @@ class TakeOver:
                 return
             usb = RemoteUsb(session, name)
             try:
-                exported = set(await usb.exports())
-                for attachment in self._attachments:
-                    at_home = (attachment.remote, attachment.private) == (name, link.private)
-                    if at_home and attachment.state is State.ATTACHED:
-                        if attachment.device.busid not in exported:
-                            self._attachments.lost(attachment, _LOST)
-                        exported.discard(attachment.device.busid)
-                for busid in exported:
+                for busid in self._unknown(link, Direction.IMPORT, await usb.exports()):
                     used = self._attachments.at(name, busid)
                     if used is None or used.state is State.WAITING:
                         await usb.release(busid, rebind=True)
+                for busid in self._unknown(link, Direction.EXPORT, await usb.loans()):
+                    used = self._attachments.lent(busid)
+                    if used is None or used.remote != name or used.state is State.WAITING:
+                        await usb.take_back(busid)
             except UsbipError as error:
                 log.warning("%s: its session was taken over and does not answer: %s", name, error)
+
+    def _unknown(self, link: Link, direction: Direction, busids: Sequence[str]) -> set[str]:
+        """Those of ``busids`` that no attachment has; what has none of them is lost."""
+        unknown = set(busids)
+        for attachment in self._attachments:
+            at_home = (attachment.remote, attachment.private) == (link.remote.name, link.private)
+            if not at_home or attachment.direction is not direction:
+                continue
+            if attachment.state is State.ATTACHED:
+                if attachment.device.busid not in unknown:
+                    self._attachments.lost(attachment, _LOST)
+                unknown.discard(attachment.device.busid)
+        return unknown
 
 
 def _agent(fds: Sequence[int]) -> int | None:

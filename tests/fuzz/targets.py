@@ -197,7 +197,7 @@ def state_file(folder: Path, data: bytes) -> None:
     with suppress(BadPacket):
         records.hub_from_json(packet)
     with suppress(BadPacket):
-        records.imported_from_json(packet)
+        records.where_from_json(packet)
 
 
 def remote_file(folder: Path, data: bytes) -> None:

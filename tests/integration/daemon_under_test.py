@@ -17,7 +17,14 @@ from pathlib import Path
 
 from usbipsshd.bus.values import BusError, Disconnected
 from usbipsshd.daemon import Daemon
-from usbipsshd.launcher import Launcher, SpawnLauncher, SystemdLauncher
+from usbipsshd.launcher import (
+    AgentLauncher,
+    Launcher,
+    SpawnAgent,
+    SpawnLauncher,
+    SystemdAgent,
+    SystemdLauncher,
+)
 from usbipsshd.network import watch_network
 from usbipsshd.notify import Notifier
 from usbipsshd.settings import Paths, Settings
@@ -67,6 +74,7 @@ def main() -> int:
     for name in ("sys", "control", "agent-sysfs", "folder", "tree", "session-user"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--session-socket")
+    parser.add_argument("--agent-socket")
     parser.add_argument("--notify-socket", default="")
     parser.add_argument("--stored", default="")
     arguments = parser.parse_args()
@@ -92,9 +100,13 @@ def main() -> int:
     )  # fmt: skip
     if arguments.session_socket:
         launcher = SystemdLauncher(Path(arguments.session_socket))
+    agents: AgentLauncher = SpawnAgent(str(fake_sys))
+    if arguments.agent_socket:
+        agents = SystemdAgent(Path(arguments.agent_socket))
     settings = Settings(
         bus_address=os.environ["DBUS_SYSTEM_BUS_ADDRESS"],
         launcher=launcher,
+        agent_launcher=agents,
         event_source=FakeUdev(Path(arguments.control)),
         modprobe=modprobe,
         notifier=Notifier(arguments.notify_socket or os.environ.get("NOTIFY_SOCKET", "")),

@@ -14,14 +14,18 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+AGENT = Path(__file__).parents[2] / "usbipsshd/session/agent.sh"
 SCM_ROOM = socket.CMSG_SPACE(64 * 4)
 
 
 class FakeSystemd:
-    """A session socket as ``usbipssh-session.socket``, and a notification socket with a store."""
+    """Sockets as ``usbipssh-session.socket`` and ``usbipssh-here.socket``, and one for notices with
+    a store.
+    """
 
-    def __init__(self, folder: Path, agent_sysfs: Path, tree: Path, uid: int) -> None:
+    def __init__(self, folder: Path, sysfs: Path, agent_sysfs: Path, tree: Path, uid: int) -> None:
         self.session_socket = folder / "session.sock"
+        self.agent_socket = folder / "here.sock"
         self.notify_socket = folder / "notify.sock"
         self.stored: dict[str, int] = {}
         self.states: list[str] = []
@@ -29,6 +33,7 @@ class FakeSystemd:
         self._command = [
             sys.executable, "-m", "usbipsshd.session", "--agent-sysfs", str(agent_sysfs),
         ]  # fmt: skip
+        self._agent_command = ["sh", str(AGENT), str(sysfs)]
         self._environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(tree)}
         self._uid = uid
         self._lock = threading.Condition()
@@ -39,10 +44,13 @@ class FakeSystemd:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         listener.bind(str(self.session_socket))
         listener.listen()
+        agents = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        agents.bind(str(self.agent_socket))
+        agents.listen()
         notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         notify.bind(str(self.notify_socket))
         ours, theirs = socket.socketpair()
-        thread = threading.Thread(target=self._serve, args=(listener, notify, theirs))
+        thread = threading.Thread(target=self._serve, args=(listener, agents, notify, theirs))
         thread.start()
         try:
             yield self
@@ -56,14 +64,31 @@ class FakeSystemd:
                 except subprocess.TimeoutExpired:
                     session.kill()
                     session.wait()
-            for sock in (listener, notify, theirs):
+            for sock in (listener, agents, notify, theirs):
                 sock.close()
 
-    def _serve(self, listener: socket.socket, notify: socket.socket, stop: socket.socket) -> None:
+    def _serve(
+        self,
+        listener: socket.socket,
+        agents: socket.socket,
+        notify: socket.socket,
+        stop: socket.socket,
+    ) -> None:
         while True:
-            ready, _, _ = select.select([listener, notify, stop], [], [])
+            ready, _, _ = select.select([listener, agents, notify, stop], [], [])
             if stop in ready:
                 return
+            if agents in ready:
+                connection, _ = agents.accept()
+                with connection:
+                    self.sessions.append(
+                        subprocess.Popen(
+                            self._agent_command,
+                            stdin=connection.fileno(),
+                            stdout=connection.fileno(),
+                            cwd="/",
+                        )
+                    )
             if listener in ready:
                 connection, _ = listener.accept()
                 with connection:
@@ -115,6 +140,7 @@ class FakeSystemd:
         stored = ",".join(f"{name}:{fd}" for name, fd in self.stored.items())
         return [
             "--session-socket", str(self.session_socket),
+            "--agent-socket", str(self.agent_socket),
             "--notify-socket", str(self.notify_socket),
             "--stored", stored,
         ]  # fmt: skip

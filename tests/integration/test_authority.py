@@ -370,6 +370,7 @@ def test_the_policys_defaults_are_the_designed_ones() -> None:
         Action.LIST: ("auth_admin", "auth_admin", "yes"),
         Action.ATTACH: ("auth_admin", "auth_admin", "auth_admin_keep"),
         Action.ATTACH_INPUT: ("auth_admin", "auth_admin", "auth_admin"),
+        Action.EXPORT: ("auth_admin", "auth_admin", "auth_admin"),
         Action.DETACH_OTHERS: ("auth_admin", "auth_admin", "auth_admin_keep"),
         Action.UNBIND: ("auth_admin", "auth_admin", "auth_admin_keep"),
         Action.RESET: ("auth_admin", "auth_admin", "auth_admin_keep"),

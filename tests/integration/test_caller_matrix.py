@@ -127,6 +127,9 @@ ROWS = [
     row("Manager.Attach", "list use-unlisted-remote", "ssa{sv}", FOREIGN, "2-1", "0"),
     row("Manager.AttachAll", "list attach-input", "ssa{sv}", "pi", "2-1", "0"),
     row("Manager.AttachAll", "list attach-input manage-remotes", "ssa{sv}", "pi", "2-1", *PERSIST),
+    row("Manager.Export", "export", "ssa{sv}", "pi", "1-1", "0"),
+    row("Manager.Export", "export manage-remotes", "ssa{sv}", "pi", "1-1", *PERSIST),
+    row("Manager.Export", "export use-unlisted-remote", "ssa{sv}", FOREIGN, "1-1", "0"),
     row("Manager.Detach", "", "sa{sv}", "all", "0"),
     row("Manager.Detach", "detach-others", "sa{sv}", "PATH", "0", scene=attachment),
     row("Manager.Detach", "detach-others", "sa{sv}", "pi/2-1", "0", scene=attachment),
@@ -156,7 +159,7 @@ ROWS = [
 
 READABLE = {
     "Manager": "Version PublicKey VhciAvailable FreePorts",
-    "Attachment": "Remote Pattern RemoteBusId VendorId ProductId Name Serial Speed State "
+    "Attachment": "Remote Direction Pattern RemoteBusId VendorId ProductId Name Serial Speed State "
     "LocalBusId Port DeviceNodes Keep Persist OwnerUid Hub AttachedAt RetryAt LastError",
     "Hub": "Remote Pattern State Attachments Persist OwnerUid RetryAt LastError",
     "Remote": "Name Label State OfferedHostKey LastError",

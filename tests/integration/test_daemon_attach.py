@@ -43,6 +43,7 @@ def test_what_an_attachment_says_of_itself(w: World) -> None:
     port = w.desk.state()["ports"][0]
     assert values == {
         "Remote": "pi",
+        "Direction": "import",
         "Pattern": "781:5581",
         "RemoteBusId": "2-1",
         "VendorId": 0x0781,

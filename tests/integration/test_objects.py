@@ -51,6 +51,7 @@ HUB_VALUES = {
 }
 ATTACHMENT_VALUES = {
     "Remote": "pi",
+    "Direction": "import",
     "Pattern": "keyboard",
     "RemoteBusId": "1-1",
     "VendorId": 0x46D,

@@ -239,13 +239,14 @@ class World:
         With ``held`` a daemon was killed, and what comes to its buses waits for the next one.
         """
         # A name is taken out a moment after its device was given back.
-        self.pi.wait(
-            lambda s: (
-                not s["bound"] and not s["connected"] and set(s["matched"]) <= set(s["parked"])
-            ),
-            seconds,
-        )
-        self.desk.wait(lambda s: not s["ports"])
+        for kernel in (self.pi, self.desk):
+            kernel.wait(
+                lambda s: (
+                    not s["bound"] and not s["connected"] and set(s["matched"]) <= set(s["parked"])
+                ),
+                seconds,
+            )
+            kernel.wait(lambda s: not s["ports"])
         for kernel in (self.desk, self.pi):
             kernel.check_clean()
         if not held:
@@ -356,7 +357,7 @@ def world(
         (folder / "known_hosts").write_text("")
         made = World(bus, desk_kernel, pi_kernel, server, folder, readable_tree(), polkit)
         if with_systemd:
-            systemd = FakeSystemd(folder, pi_kernel.root, made.tree, SESSION_UID)
+            systemd = FakeSystemd(folder, desk_kernel.root, pi_kernel.root, made.tree, SESSION_UID)
             made.systemd = stack.enter_context(systemd.running())
         try:
             made.start_daemon()

@@ -25,6 +25,7 @@ METHODS = {
         "ListLocal": ("sa{sv}", "aa{sv}"),
         "Attach": ("ssa{sv}", "o"),
         "AttachAll": ("ssa{sv}", "o"),
+        "Export": ("ssa{sv}", "o"),
         "Detach": ("sa{sv}", "u"),
         "Unbind": ("ssa{sv}", "as"),
         "Reset": ("ssa{sv}", "as"),
@@ -44,9 +45,9 @@ METHODS = {
 PROPERTIES = {
     "org.usbipssh1.Manager": "Version:s PublicKey:s VhciAvailable:b FreePorts:a{su}",
     "org.usbipssh1.Attachment": (
-        "Remote:s Pattern:s RemoteBusId:s VendorId:q ProductId:q Name:s Serial:s Speed:d State:s "
-        "LocalBusId:s Port:u DeviceNodes:as Keep:b Persist:b OwnerUid:u Hub:o AttachedAt:t "
-        "RetryAt:t LastError:(ss)"
+        "Remote:s Direction:s Pattern:s RemoteBusId:s VendorId:q ProductId:q Name:s Serial:s "
+        "Speed:d State:s LocalBusId:s Port:u DeviceNodes:as Keep:b Persist:b OwnerUid:u Hub:o "
+        "AttachedAt:t RetryAt:t LastError:(ss)"
     ),
     "org.usbipssh1.Hub": (
         "Remote:s Pattern:s State:s Attachments:ao Persist:b OwnerUid:u RetryAt:t LastError:(ss)"

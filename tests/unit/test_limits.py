@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from unit.made import STICK, refused, run, settle
 
 from usbipsshd import attachments, hubs, links
 from usbipsshd.address import Address
-from usbipsshd.attachment import Attachment
+from usbipsshd.attachment import Attachment, Direction
 from usbipsshd.authority import MAX_QUESTIONS, MAX_QUESTIONS_PER_UID, Action, Authority, Question
 from usbipsshd.bus import wire
 from usbipsshd.bus.callers import Callers
@@ -22,6 +23,7 @@ from usbipsshd.bus.serving import Limits, Server
 from usbipsshd.bus.values import Call, Caller, Reply
 from usbipsshd.errors import Code
 from usbipsshd.hub import Hub
+from usbipsshd.importing import Importing
 from usbipsshd.link import Link
 from usbipsshd.remotes import Remote
 from usbipsshd.udev import Events
@@ -47,9 +49,15 @@ def test_one_user_leaves_ports_for_others() -> None:
     async def main() -> None:
         async with asyncio.TaskGroup() as group:
             table = attachments.Attachments(
-                group=group, importer=cast(Any, None), chooser=cast(Any, None), events=Events(),
+                group=group,
+                crafts={
+                    Direction.IMPORT: partial(
+                        Importing, importer=cast(Any, None), chooser=cast(Any, None)
+                    )
+                },
+                events=Events(),
                 now=lambda: 0.0,
-            )  # fmt: skip
+            )
 
             def begin(uid: int) -> Attachment:
                 number = table.number()

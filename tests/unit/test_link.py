@@ -109,6 +109,7 @@ class Heard:
         self.lost: list[UsbipError] = []
         self.devices = 0
         self.released: list[tuple[str, UsbipError]] = []
+        self.returned: list[tuple[str, UsbipError]] = []
         self.kept: list[bool] = []
         """True for each control socket that is to be kept, False when it is of no use any more."""
 
@@ -134,6 +135,7 @@ class World:
                 changed=lambda: self.heard.states.append(self.link.status.state),
                 devices_changed=self._plugged,
                 released=lambda b, e: self.heard.released.append((b, e)),
+                returned=lambda b, e: self.heard.returned.append((b, e)),
                 lost=self.heard.lost.append,
                 opened=self._opened,
                 ended=lambda: self.heard.kept.append(False),
@@ -369,6 +371,18 @@ def test_what_the_session_reports(key: Key) -> None:
         assert world.heard.devices == 1
         [(busid, why)] = world.heard.released
         assert (busid, why.code) == ("1-1", Code.DEVICE_NOT_FOUND)
+
+    with_link(key, test)
+
+
+def test_a_device_of_this_machine_that_left_the_remote(key: Key) -> None:
+    async def test(world: World) -> None:
+        async with world.link.use():
+            await world.say(event="returned", busid="1-2")
+            await world.until(lambda: bool(world.heard.returned))
+        [(busid, why)] = world.heard.returned
+        assert (busid, why.code) == ("1-2", Code.DEVICE_FAILED)
+        assert "pi" in why.message
 
     with_link(key, test)
 

@@ -51,6 +51,9 @@ class Heard:
     def link_released(self, link: Link, busid: str, error: UsbipError) -> None:
         """Nothing is exported here."""
 
+    def link_returned(self, link: Link, busid: str, error: UsbipError) -> None:
+        """Nothing is lent here."""
+
     def link_lost(self, link: Link, error: UsbipError) -> None:
         """Nothing is lost here."""
 

@@ -13,8 +13,9 @@ from typing import Any, cast
 import pytest
 from unit.made import KEYBOARD, STICK, run, settle
 
-from usbipsshd.attachment import Attachment, State
+from usbipsshd.attachment import Attachment, Direction, State
 from usbipsshd.attachments import Running
+from usbipsshd.doing import Lent
 from usbipsshd.hub import Hub
 from usbipsshd.importer import Imported
 from usbipsshd.memory import Memory
@@ -24,8 +25,8 @@ from usbipsshd.records import (
     attachment_to_json,
     hub_from_json,
     hub_to_json,
-    imported_from_json,
-    imported_to_json,
+    where_from_json,
+    where_to_json,
 )
 from usbipsshd.statefile import load, save, write_whole
 
@@ -60,13 +61,23 @@ def test_an_attachment_is_read_as_it_was_and_waits() -> None:
 def test_one_of_a_version_before_is_read() -> None:
     record = attachment_to_json(replace(ATTACHMENT, approved=None))
     del record["approved"]
-    assert attachment_from_json(decode(encode(record))).approved is None
+    del record["direction"]
+    read = attachment_from_json(decode(encode(record)))
+    assert read.approved is None
+    assert read.direction is Direction.IMPORT
+
+
+def test_an_export_is_read_as_one_and_knows_where_its_device_is() -> None:
+    export = replace(ATTACHMENT, direction=Direction.EXPORT)
+    read = attachment_from_json(decode(encode(attachment_to_json(export))))
+    assert read.direction is Direction.EXPORT
+    assert (read.local_busid, read.remote_busid) == (STICK.busid, "")
 
 
 def test_a_hub_and_a_port_are_read_as_they_were() -> None:
     assert hub_from_json(decode(encode(hub_to_json(HUB)))) == HUB
-    imported = Imported(17, 0x00020003, "4-1")
-    assert imported_from_json(decode(encode(imported_to_json(imported)))) == imported
+    for where in (Imported(17, 0x00020003, "4-1"), Lent("1-2", "5-1", 3, ("/dev/sda",))):
+        assert where_from_json(decode(encode(where_to_json(where)))) == where
 
 
 @pytest.mark.parametrize(
@@ -90,6 +101,8 @@ def test_a_hub_and_a_port_are_read_as_they_were() -> None:
         ("attached_at", 2**64),
         ("last_error", ["one"]),
         ("approved", 7),
+        ("direction", "sideways"),
+        ("direction", None),
     ],
 )
 def test_a_record_that_makes_no_sense_is_refused(name: str, value: Any) -> None:
@@ -158,7 +171,7 @@ def test_after_a_kill_everything_is_known(machine: Machine) -> None:
     found = machine.next_one().recall()
     assert found.same_boot
     assert [a.number for a in found.attachments] == [1, 2]
-    assert found.running[1].imported == Imported(5, 1, "4-1")
+    assert found.running[1].where == Imported(5, 1, "4-1")
     assert set(found.running) == {1}
     assert found.hubs == [HUB]
 

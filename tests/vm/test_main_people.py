@@ -19,6 +19,7 @@ def test_without_permission_nothing_happens(pi: Pi, desk: Desk, user: str, error
     attempts: list[tuple[str, list[str], dict[str, tuple[str, object]]]] = [
         ("Attach", ["pi", BUSIDS["stick"]], {}),
         ("AttachAll", ["pi", ""], {}),
+        ("Export", ["pi", "MOUSE0002"], {}),
         ("Unbind", ["pi", ""], {}),
         ("Reset", ["pi", ""], {}),
         ("AddRemote", ["other"], {"address": ("s", "root@pi")}),

@@ -157,7 +157,8 @@ def attachment_properties(attachment: Attachment) -> dict[str, object]:
     return {
         "Remote": attachment.remote,
         "Pattern": attachment.pattern,
-        "RemoteBusId": device.busid,
+        "Direction": attachment.direction.value,
+        "RemoteBusId": attachment.remote_busid,
         "VendorId": device.vendor_id,
         "ProductId": device.product_id,
         "Name": device_name(device),

@@ -26,6 +26,7 @@ from usbipsshd.callersagent import check_agent_socket
 from usbipsshd.errors import Code, UsbipError
 from usbipsshd.hub import Hub
 from usbipsshd.journal import Happening, tell
+from usbipsshd.lending import Lending
 from usbipsshd.links import PassedAgent
 from usbipsshd.resets import Resets
 from usbipsshd.service import AttachOptions, HubOptions, Service
@@ -51,6 +52,7 @@ _ATTACH = {
     "bind-to-caller": "b",
     "ssh-agent": "h",
 }
+"""Of Export, too."""
 _ATTACH_ALL = {
     "persist": "b",
     "unmount": "b",
@@ -133,13 +135,31 @@ def _number(values: Mapping[str, object], name: str) -> int | None:
     return value if isinstance(value, int) else None
 
 
+def _attach_options(call: Call, given: Mapping[str, object]) -> AttachOptions:
+    return AttachOptions(
+        keep=bool(given.get("keep")),
+        persist=bool(given.get("persist")),
+        unmount=bool(given.get("unmount", True)),
+        rebind=bool(given.get("rebind", True)),
+        expect_vendor_id=_number(given, "expect-vendor-id"),
+        expect_product_id=_number(given, "expect-product-id"),
+        bound_to=call.caller.name if given.get("bind-to-caller") else "",
+    )
+
+
 class Manager:
     """Handlers for every method of the contract."""
 
     def __init__(
-        self, service: Service, resets: Resets, authority: Authority, bindings: Bindings
+        self,
+        service: Service,
+        lending: Lending,
+        resets: Resets,
+        authority: Authority,
+        bindings: Bindings,
     ) -> None:
         self._service = service
+        self._lending = lending
         self._resets = resets
         self._bindings = bindings
         self._authority = authority
@@ -151,6 +171,7 @@ class Manager:
             (MANAGER, "ListLocal"): self._list_local,
             (MANAGER, "Attach"): self._attach,
             (MANAGER, "AttachAll"): self._attach_all,
+            (MANAGER, "Export"): self._export,
             (MANAGER, "Detach"): self._detach,
             (MANAGER, "Unbind"): self._unbind,
             (MANAGER, "Reset"): self._reset,
@@ -182,21 +203,20 @@ class Manager:
         remote, pattern = _text(call.args[0]), _text(call.args[1])
         given = options(call.args[2], _ATTACH)
         attachment = await self._service.attach(
-            self._asks(call),
-            remote,
-            pattern,
-            AttachOptions(
-                keep=bool(given.get("keep")),
-                persist=bool(given.get("persist")),
-                unmount=bool(given.get("unmount", True)),
-                rebind=bool(given.get("rebind", True)),
-                expect_vendor_id=_number(given, "expect-vendor-id"),
-                expect_product_id=_number(given, "expect-product-id"),
-                bound_to=call.caller.name if given.get("bind-to-caller") else "",
-            ),
-            _agent(call, given),
+            self._asks(call), remote, pattern, _attach_options(call, given), _agent(call, given)
         )
-        if given.get("bind-to-caller"):
+        return self._attached(call, attachment)
+
+    async def _export(self, call: Call) -> Sequence[object]:
+        remote, pattern = _text(call.args[0]), _text(call.args[1])
+        given = options(call.args[2], _ATTACH)
+        attachment = await self._lending.export(
+            self._asks(call), remote, pattern, _attach_options(call, given)
+        )
+        return self._attached(call, attachment)
+
+    def _attached(self, call: Call, attachment: Attachment) -> Sequence[object]:
+        if attachment.bound_to:
             self._bindings.bind(call.caller, attachment)
         return (attachment_path(attachment.number),)
 

@@ -107,6 +107,9 @@ class Publisher:
     def link_released(self, link: Link, busid: str, error: UsbipError) -> None:
         """See :class:`usbipsshd.links.LinkListener`; the attachment tells."""
 
+    def link_returned(self, link: Link, busid: str, error: UsbipError) -> None:
+        """See :class:`usbipsshd.links.LinkListener`; the attachment tells."""
+
     def link_lost(self, link: Link, error: UsbipError) -> None:
         """See :class:`usbipsshd.links.LinkListener`; the link's status tells."""
 

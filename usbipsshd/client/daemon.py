@@ -335,14 +335,18 @@ class Client:
         interactive: bool = False,
     ) -> str:
         """Attach; the attachment's path once it is usable. ``options`` by the contract's names."""
-        answer = await self._ask_there(
-            "Attach",
-            [remote, pattern],
-            _variants(options or {}),
-            interactive=interactive,
-            seconds=ATTACH_SECONDS,
-        )
-        return str(answer[0])
+        return await self._begin("Attach", remote, pattern, options, interactive=interactive)
+
+    async def export(
+        self,
+        remote: str,
+        pattern: str,
+        options: Mapping[str, bool | int] | None = None,
+        *,
+        interactive: bool = False,
+    ) -> str:
+        """Export; the attachment's path once the device of this machine is usable there."""
+        return await self._begin("Export", remote, pattern, options, interactive=interactive)
 
     async def attach_all(
         self,
@@ -353,8 +357,19 @@ class Client:
         interactive: bool = False,
     ) -> str:
         """AttachAll; the hub's path."""
+        return await self._begin("AttachAll", remote, pattern, options, interactive=interactive)
+
+    async def _begin(
+        self,
+        member: str,
+        remote: str,
+        pattern: str,
+        options: Mapping[str, bool | int] | None,
+        *,
+        interactive: bool,
+    ) -> str:
         answer = await self._ask_there(
-            "AttachAll",
+            member,
             [remote, pattern],
             _variants(options or {}),
             interactive=interactive,

@@ -59,6 +59,13 @@ class Attachment:
     retry_at: int = 0
     """Microseconds since the epoch; 0 for no set time."""
     last_error: tuple[str, str] = NOTHING
+    direction: str = "import"
+    """import, or export: a device of this machine on the remote."""
+
+    @property
+    def exported(self) -> bool:
+        """Whether it is a device of this machine on the remote."""
+        return self.direction == "export"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +148,7 @@ class Device:
     state: str = "available"
     """available, exported or attached (here)."""
     attachment: str = ""
-    """The attachment's object path, if attached here."""
+    """The attachment's object path, if attached here or exported from here."""
     interfaces: tuple[Interface, ...] = ()
 
     @property

@@ -58,6 +58,18 @@ def _connects(verb: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def _add_attach_options(one: argparse.ArgumentParser, *, keep: bool = False) -> None:
+    one.add_argument("--keep", action="store_true", default=keep, help="attach it again")
+    one.add_argument("--persist", action="store_true", help="also after a restart")
+    one.add_argument("--no-unmount", action="store_true", help="not one that is mounted")
+    one.add_argument("--no-rebind", action="store_true", help="leave it without a driver then")
+    one.add_argument("--expect", type=_vid_pid, metavar="VID:PID", help="refuse any other")
+    one.add_argument(
+        "--wait", action="store_true", help="stay, and detach at the end (Ctrl-C, SIGTERM)"
+    )
+    _connects(one)
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line; ``verb`` (and ``what`` of ``remote``) say what is wanted."""
     whole = argparse.ArgumentParser(
@@ -90,18 +102,13 @@ def parser() -> argparse.ArgumentParser:
         one = verbs.add_parser(verb, help=text)
         one.add_argument("remote", metavar="REMOTE")
         one.add_argument("pattern", metavar="PATTERN", nargs="?", default="")
-        one.add_argument(
-            "--keep", action="store_true", default=verb == "keep", help="attach it again"
-        )
-        one.add_argument("--persist", action="store_true", help="also after a restart")
         one.add_argument("--all", action="store_true", help="whatever matches, also later")
-        one.add_argument("--no-unmount", action="store_true", help="not one that is mounted there")
-        one.add_argument("--no-rebind", action="store_true", help="leave it without a driver then")
-        one.add_argument("--expect", type=_vid_pid, metavar="VID:PID", help="refuse any other")
-        one.add_argument(
-            "--wait", action="store_true", help="stay, and detach at the end (Ctrl-C, SIGTERM)"
-        )
-        _connects(one)
+        _add_attach_options(one, keep=verb == "keep")
+
+    one = verbs.add_parser("export", help="the reverse: a device of this machine on a remote")
+    one.add_argument("remote", metavar="REMOTE")
+    one.add_argument("local_pattern", metavar="PATTERN")
+    _add_attach_options(one)
 
     one = verbs.add_parser("detach", help="give devices back")
     one.add_argument(

@@ -53,16 +53,22 @@ def status(snapshot: Snapshot, clock: Clock, paint: Paint = PLAIN) -> list[str]:
         [_hub(hub, clock) for hub in snapshot.hubs],
         paint,
     )
-    attached = table(
+    imported = table(
         ("REMOTE", "DEVICE", "NAME", "STATE", "HERE", "NODES"),
-        [_attachment(one, clock) for one in snapshot.attachments],
+        [_attachment(one, clock) for one in snapshot.attachments if not one.exported],
         paint,
     )
-    if lines and attached:
-        lines.append("")
-    lines += attached
+    exported = table(
+        ("EXPORTED", "TO", "NAME", "STATE", "THERE", "NODES THERE"),
+        [_export(one, clock) for one in snapshot.attachments if one.exported],
+        paint,
+    )
+    for more in (imported, exported):
+        if lines and more:
+            lines.append("")
+        lines += more
     failing = [one for one in snapshot.attachments if one.last_error != NOTHING]
-    lines += [f"{one.remote}/{one.remote_bus_id}: {one.last_error[1]}" for one in failing]
+    lines += [f"{_place(one)}: {one.last_error[1]}" for one in failing]
     return lines or ["Nothing is attached."]
 
 
@@ -72,12 +78,31 @@ def _hub(hub: Hub, clock: Clock) -> tuple[str, ...]:
     return (hub.remote, pattern, state, str(len(hub.attachments)), _error(hub.last_error))
 
 
+def _place(one: Attachment) -> str:
+    if one.exported:
+        return f"{one.local_bus_id} to {one.remote}"
+    return f"{one.remote}/{one.remote_bus_id}"
+
+
 def _attachment(one: Attachment, clock: Clock) -> tuple[str, ...]:
+    where = one.local_bus_id or "-"
+    return (one.remote, one.remote_bus_id, one.name, _lasting(one, clock), where, _nodes(one))
+
+
+def _export(one: Attachment, clock: Clock) -> tuple[str, ...]:
+    where = one.remote_bus_id or "-"
+    return (one.local_bus_id, one.remote, one.name, _lasting(one, clock), where, _nodes(one))
+
+
+def _nodes(one: Attachment) -> str:
+    return " ".join(one.device_nodes) or "-"
+
+
+def _lasting(one: Attachment, clock: Clock) -> str:
     words = state_words(one, clock)
     if one.persist or one.keep:
         words += ", persists" if one.persist else ", kept"
-    nodes = " ".join(one.device_nodes) or "-"
-    return (one.remote, one.remote_bus_id, one.name, words, one.local_bus_id or "-", nodes)
+    return words
 
 
 def state_words(one: Attachment | Hub, clock: Clock) -> str:

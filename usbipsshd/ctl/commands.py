@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import TypeVar
 
 from usbipsshd.client.daemon import Client, ClientError
-from usbipsshd.client.snapshot import Device, Snapshot
+from usbipsshd.client.snapshot import Attachment, Device, Snapshot
 from usbipsshd.ctl import columns, events, instance
 from usbipsshd.ctl.arguments import parser
 from usbipsshd.ctl.exitcodes import Exit, exit_code
@@ -119,7 +119,8 @@ class Commands:
 
     # Attaching
 
-    async def _attach(self) -> Exit:
+    def _options(self) -> dict[str, bool | int]:
+        """What attach and export say, by the contract's names."""
         words = self._words
         options: dict[str, bool | int] = {}
         if words.persist:
@@ -130,12 +131,24 @@ class Commands:
             options["rebind"] = False
         if words.wait:
             options["bind-to-caller"] = True
-        if words.all:
-            return await self._attach_all(options)
+        return options
+
+    def _options_of_one(self) -> dict[str, bool | int]:
+        words, options = self._words, self._options()
         if words.keep:
             options["keep"] = True
         if words.expect is not None:
             options["expect-vendor-id"], options["expect-product-id"] = words.expect
+        return options
+
+    def _attachment(self, path: str) -> list[Attachment]:
+        return [one for one in self._client.snapshot.attachments if one.path == path]
+
+    async def _attach(self) -> Exit:
+        words = self._words
+        if words.all:
+            return await self._attach_all(self._options())
+        options = self._options_of_one()
         path = await self._asking(
             words.remote,
             f"Attaching from {words.remote}",
@@ -149,8 +162,26 @@ class Commands:
         lines = [
             f"{one.remote}/{one.remote_bus_id} is {one.local_bus_id} here  "
             f"{' '.join(one.device_nodes)}".rstrip()
-            for one in self._client.snapshot.attachments
-            if one.path == path
+            for one in self._attachment(path)
+        ]
+        return await self._finish(path, *lines)
+
+    async def _export(self) -> Exit:
+        words, options = self._words, self._options_of_one()
+        path = await self._asking(
+            words.remote,
+            f"Exporting to {words.remote}",
+            lambda: self._client.export(
+                words.remote,
+                words.local_pattern,
+                options,
+                interactive=self._terminal.asks,
+            ),
+        )
+        lines = [
+            f"{one.local_bus_id} is {one.remote_bus_id} at {one.remote}  "
+            f"{' '.join(one.device_nodes)}".rstrip()
+            for one in self._attachment(path)
         ]
         return await self._finish(path, *lines)
 
@@ -183,7 +214,7 @@ class Commands:
         ended = await hold(self._client, path, lambda: self._terminal.say(*lines))
         if ended is not None:
             return ended
-        if self._words.keep or self._words.all:
+        if self._words.keep or getattr(self._words, "all", False):
             # What is kept ends only when somebody wants it to.
             self._terminal.complain("It was detached.")
             return Exit.OK

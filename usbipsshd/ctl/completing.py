@@ -26,7 +26,7 @@ class Wanted:
     words: Mapping[str, str]
     """Fixed words, with what they mean."""
     kind: str = ""
-    """Besides, from the daemon: remote, name, pattern or target."""
+    """Besides, from the daemon: remote, name, pattern, local_pattern or target."""
     remote: str = ""
     """Whose devices ``pattern`` means."""
 
@@ -113,8 +113,13 @@ async def _of_the_daemon(client: Client, want: Wanted) -> dict[str, str]:
             else:
                 devices = await client.list_remote(want.remote)
             return {d.busid: d.title for d in devices if not d.hub}
+        case "local_pattern":
+            return {d.busid: d.title for d in await client.list_local() if not d.hub}
         case "target":
-            found = {f"{a.remote}/{a.remote_bus_id}": a.name for a in known.attachments}
+            found = {
+                a.local_bus_id if a.exported else f"{a.remote}/{a.remote_bus_id}": a.name
+                for a in known.attachments
+            }
             found |= {h.path: f"hub of {h.remote}" for h in known.hubs}
             return {**found, "all": "everything that you may detach"}
         case _:

@@ -21,6 +21,8 @@ class Event:
     path: str = ""
     state: str = ""
     error: str = ""
+    direction: str = ""
+    """``export`` for an attachment of a device of this machine, whose bus id is the one here."""
 
 
 def events(before: Snapshot, now: Snapshot) -> list[Event]:
@@ -43,7 +45,14 @@ def events(before: Snapshot, now: Snapshot) -> list[Event]:
         if known is None or (known.state, known.device_nodes) != (one.state, one.device_nodes):
             found.append(_attachment(one))
     found += [
-        Event("attachment-gone", f"{_name(a)} is detached", a.remote, a.remote_bus_id, a.path)
+        Event(
+            "attachment-gone",
+            f"{_name(a)} is detached",
+            a.remote,
+            _busid(a),
+            a.path,
+            direction=_direction(a),
+        )
         for a in attachments.values()
     ]
     hubs = {h.path: h for h in before.hubs}
@@ -65,7 +74,16 @@ def plugged(remote: str) -> Event:
 
 def _name(one: Attachment) -> str:
     name = f" ({one.name})" if one.name else ""
-    return f"{one.remote_bus_id} of {one.remote}{name}"
+    where = "this machine" if one.exported else one.remote
+    return f"{_busid(one)} of {where}{name}"
+
+
+def _busid(one: Attachment) -> str:
+    return one.local_bus_id if one.exported else one.remote_bus_id
+
+
+def _direction(one: Attachment) -> str:
+    return one.direction if one.exported else ""
 
 
 def _remote(remote: Remote) -> Event:
@@ -83,17 +101,19 @@ def _remote(remote: Remote) -> Event:
 def _attachment(one: Attachment) -> Event:
     more = ""
     if one.state == "attached":
-        more = f" as {one.local_bus_id} {' '.join(one.device_nodes)}".rstrip()
+        where = f"{one.remote_bus_id} at {one.remote}" if one.exported else one.local_bus_id
+        more = f" as {where} {' '.join(one.device_nodes)}".rstrip()
     elif one.last_error != NOTHING:
         more = f": {one.last_error[1]}"
     return Event(
         "attachment-state",
         f"{_name(one)} is {one.state}{more}",
         one.remote,
-        one.remote_bus_id,
+        _busid(one),
         one.path,
         one.state,
         one.last_error[0],
+        _direction(one),
     )
 
 

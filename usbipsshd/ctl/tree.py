@@ -45,11 +45,14 @@ def _device(device: Device, attachments: Attachments, paint: Paint) -> str:
 
 def mark(device: Device, attachments: Attachments) -> str:
     """What is particular about a device: attached here, or exported to somebody."""
+    found = attachments.get(device.attachment)
     if device.state == "attached":
-        found = attachments.get(device.attachment)
         where = f" as {found.local_bus_id}" if found is not None and found.local_bus_id else ""
         return f"(attached{where})"
-    return "(exported)" if device.state == "exported" else ""
+    if device.state == "exported":
+        to = f" to {found.remote}" if found is not None and found.exported else ""
+        return f"(exported{to})"
+    return ""
 
 
 def _interface(interface: Interface, width: int) -> str:

@@ -42,6 +42,10 @@ RELEASE_LIMIT = 30.0
 RESET_LIMIT = 40.0
 END_LIMIT = 15.0
 """Seconds for a start, a listing, a bind, a connect, a release, a reset, the end."""
+PORT_LIMIT = 35.0
+ATTACH_LIMIT = 40.0
+DETACH_LIMIT = 15.0
+"""Seconds for loading vhci-hcd, for a device to start there, for its port to come free."""
 
 PING_INTERVAL = 3.0
 """Seconds; agent.sh gives everything back when it hears nothing for four of them and one second."""
@@ -367,6 +371,41 @@ class Agent:
             f"reset {busid} {vendor_id:04x} {product_id:04x} {devid >> 16} {devid & 0xFFFF}",
             RESET_LIMIT,
         )
+
+    async def port(self, busid: str, speed: int) -> str:
+        """See that a device of this machine could be attached there; the agent's folder.
+
+        ``speed`` is as vhci numbers it. Raises :exc:`Failure` (ModuleUnavailable, NoFreePort, …).
+        """
+        reply = await self._ask(f"port {busid} {speed}", PORT_LIMIT)
+        if not reply.folder:
+            raise Failure(Code.REMOTE_UNSUPPORTED, "it made no folder for the socket")
+        return reply.folder
+
+    async def attach(
+        self, busid: str, devid: int, speed: int, *, connector: str, address: str, token: str
+    ) -> tuple[str, int]:
+        """Have vhci there given a socket that is connected to ``address``; bus id and port there.
+
+        ``busid`` is the device's on this machine, which exports it already.
+        """
+        reply = await self._ask(
+            f"attach {busid} {devid} {speed} {connector} {address} {token}", ATTACH_LIMIT
+        )
+        if reply.at is None:
+            raise Failure(Code.REMOTE_UNSUPPORTED)
+        return reply.at
+
+    async def look(self, busid: str) -> Device:
+        """What is on the port of a device of this machine; NotAttached."""
+        devices = (await self._ask(f"look {busid}", READ_LIMIT)).devices()
+        if len(devices) != 1:
+            raise Failure(Code.NOT_ATTACHED)
+        return devices[0]
+
+    async def detach(self, busid: str) -> None:
+        """Free the port of a device of this machine; NotAttached."""
+        await self._ask(f"detach {busid}", DETACH_LIMIT)
 
     async def close(self, limit: float = END_LIMIT) -> None:
         """End its input and wait until it has given everything back and ended."""

@@ -28,6 +28,15 @@
 #                                          (bash and busybox: only that),
 #                                          send TOKEN and a newline, give the socket to usbip-host
 #   TAG release BUSID REBIND               end the connection; give the device back
+#   TAG port BUSID SPEED                   for a device of the other end, which has BUSID there: see
+#                                          that vhci has a port for SPEED (1, 2, 3 or 5); answers with
+#                                          dir FOLDER           where ssh may put its sockets
+#   TAG attach BUSID DEVID SPEED CONNECTOR ADDRESS TOKEN
+#                                          connect as above, give the socket to vhci, wait for the
+#                                          device; answers with
+#                                          at BUSID PORT        where it is here
+#   TAG look BUSID                         describe what is on that port, and keep it awake
+#   TAG detach BUSID                       free that port
 #   TAG unbind BUSID                       the same whoever had exported it
 #   TAG reset BUSID VID PID BUSNUM DEVNUM  reset the port of that very device
 #   TAG facts                              m loaded|there|missing   usbip-host; loads nothing
@@ -39,7 +48,8 @@
 #   ping                                   no tag; answers "pong": both are still there
 #
 # At the end of input, on HUP, INT, TERM, and when nothing was heard for $silence seconds, every
-# device exported here is given back, the folder removed, and no process stays.
+# device exported here is given back, every port taken here freed, the folder removed, and no
+# process stays.
 #
 # An agent that was killed with all its processes leaves its folder in /run; the next one finds it
 # there and gives back what it says. Nothing may be sent before hello: a shell's head may read ahead.
@@ -57,6 +67,9 @@
 #   for a device that is there and was unbound a moment ago. Else the name stays: harmless, since the
 #   usual driver comes first, and the next export of that port takes it out.
 # - Unloading the module follows the same pointers, and never happens here.
+# What it wants of who imports (vhci_sysfs.c):
+# - Reading vhci's status while the module is being loaded can halt a 6.1 kernel.
+# - While a port is in state 5 its file does not tell which device it is getting.
 
 # shellcheck disable=SC2317 # functions are called through start, after and bounded
 # shellcheck disable=SC2015 # in "a && b || c" here, c is meant to follow either
@@ -250,6 +263,21 @@ token() {
         *[!0-9a-f]*) return 1 ;;
     esac
     [ "${#1}" -eq 32 ]
+}
+
+connector() {
+    case $1 in
+        perl | python3 | socat | ncat | bash | busybox) ;;
+        *) return 1 ;;
+    esac
+}
+
+# As vhci numbers them: low, full, high and super speed.
+speed() {
+    case $1 in
+        [1235]) ;;
+        *) return 1 ;;
+    esac
 }
 
 # --- listing --------------------------------------------------------------------------------
@@ -1161,11 +1189,12 @@ bind() {
     say "$tag dir $folder$nl$tag ok$nl"
 }
 
-# The connectors: connect, send $TOKEN, write the socket's number to $SOCKFD, end. Run by bounded,
-# in a process of their own.
+# The connectors: connect, send $TOKEN, write the first of $TEXTS that the kernel takes to $TARGET, the
+# socket's number in place of "@"; end. Which one is being tried is noted in $NOTE, if that is not
+# empty. Texts are separated by ";". Run by bounded, in a process of their own.
 # shellcheck disable=SC2016,SC2089,SC2090 # texts for other shells
 # A sh that has the connection as its input: it is one socket in both directions.
-hand_over='exec 2>/dev/null; printf "%s\n" "$TOKEN" >&0 && printf 0 >"$SOCKFD"'
+hand_over='exec 2>/dev/null; printf "%s\n" "$TOKEN" >&0 || exit 4; IFS=";"; for t in $TEXTS; do [ -z "$NOTE" ] || printf %s "$t" >"$NOTE"; printf %s "${t%@*}0${t#*@}" >"$TARGET" && exit 0; done; exit 6'
 
 with_perl() {
     exec perl -e '
@@ -1177,20 +1206,40 @@ with_perl() {
             : sockaddr_in($ENV{ADDRESS}, INADDR_LOOPBACK)) or exit 3;
         my $t = "$ENV{TOKEN}\n";
         syswrite(S, $t) == length($t) or exit 4;
-        open(F, ">", $ENV{SOCKFD}) or exit 5;
-        defined(syswrite(F, fileno(S))) or exit 6;'
+        for my $text (split /;/, $ENV{TEXTS}) {
+            if ($ENV{NOTE}) {
+                open(N, ">", $ENV{NOTE}) && defined(syswrite(N, $text)) or exit 7;
+                close(N);
+            }
+            $text =~ s/@/fileno(S)/e;
+            open(F, ">", $ENV{TARGET}) or exit 5;
+            exit 0 if defined(syswrite(F, $text));
+        }
+        exit 6;'
 }
 
+# Dots stand for the indentation, which does not travel.
 with_python3() {
     exec python3 -I -S -c '
-import os, signal, socket
+import os, re, signal, socket
 signal.alarm(10)
 a = os.environ["ADDRESS"]
 s = socket.socket(socket.AF_UNIX if "/" in a else socket.AF_INET)
 s.connect(a if "/" in a else ("127.0.0.1", int(a)))
 s.sendall(os.environb[b"TOKEN"] + b"\n")
-f = os.open(os.environ["SOCKFD"], os.O_WRONLY)
-os.write(f, b"%d" % s.fileno())'
+exec(re.sub("(?m)^[.]+", lambda dots: " " * len(dots[0]), """
+for t in os.environ["TEXTS"].split(";"):
+.if os.environ["NOTE"]:
+..with open(os.environ["NOTE"], "w") as n:
+...n.write(t)
+.f = os.open(os.environ["TARGET"], os.O_WRONLY)
+.try:
+..os.write(f, t.replace("@", str(s.fileno())).encode())
+..os._exit(0)
+.except OSError:
+..os.close(f)
+os._exit(6)
+"""))'
 }
 
 # shellcheck disable=SC2016,SC2090
@@ -1215,7 +1264,12 @@ with_ncat() {
     exec ncat "$@" -c '
         for s in 3 4 5 6 7 8 9; do
             [ -S "/proc/self/fd/$s" ] || continue
-            printf "%s\n" "$TOKEN" >&"$s" && printf %s "$s" >"$SOCKFD" && kill -s KILL "$PPID"
+            printf "%s\n" "$TOKEN" >&"$s" || exit
+            IFS=";"
+            for t in $TEXTS; do
+                [ -z "$NOTE" ] || printf %s "$t" >"$NOTE"
+                printf %s "${t%@*}$s${t#*@}" >"$TARGET" && kill -s KILL "$PPID" && exit
+            done
             exit
         done'
 }
@@ -1224,11 +1278,37 @@ with_bash() {
     exec bash --norc --noprofile -c '
         exec 5<>"/dev/tcp/127.0.0.1/$ADDRESS" || exit 3
         printf "%s\n" "$TOKEN" >&5 || exit 4
-        printf 5 >"$SOCKFD"'
+        IFS=";"
+        for t in $TEXTS; do
+            [ -z "$NOTE" ] || printf %s "$t" >"$NOTE"
+            printf %s "${t%@*}5${t#*@}" >"$TARGET" && exit
+        done
+        exit 6'
 }
 
 with_busybox() {
     exec busybox nc 127.0.0.1 "$ADDRESS" -e sh -c "$hand_over"
+}
+
+# hand CONNECTOR ADDRESS TOKEN TARGET TEXTS NOTE: run the connector; its status in $result.
+hand() {
+    ADDRESS=$2 TOKEN=$3 TARGET=$4 TEXTS=$5 NOTE=$6
+    export ADDRESS TOKEN TARGET TEXTS NOTE
+    bounded 10 "with_$1"
+    unset TOKEN
+    [ "$1:$result" != ncat:137 ] || result=0
+    case $2 in
+        */*) rm -f "$2" ;;
+    esac
+}
+
+# fits CONNECTOR ADDRESS: whether it is one of ours that the connector can reach.
+fits() {
+    case $1:$2 in
+        bash:*/* | busybox:*/*) false ;;
+        *:*/*) [ "${2%/*}" = "$folder" ] && plain "${2##*/}" && [ "${2##*/}" != held ] ;;
+        *) number "$2" && [ "$2" -ge 1 ] && [ "$2" -le 65535 ] ;;
+    esac
 }
 
 connect() {
@@ -1236,22 +1316,11 @@ connect() {
         fail NotAttached "$1 is not exported here"
         return
     fi
-    case $2:$3 in
-        bash:*/* | busybox:*/*) false ;;
-        *:*/*) [ "${3%/*}" = "$folder" ] && plain "${3##*/}" && [ "${3##*/}" != held ] ;;
-        *) number "$3" && [ "$3" -ge 1 ] && [ "$3" -le 65535 ] ;;
-    esac || {
+    if ! fits "$2" "$3"; then
         fail InvalidArgs address
         return
-    }
-    ADDRESS=$3 TOKEN=$4 SOCKFD=$devices/$1/usbip_sockfd
-    export ADDRESS TOKEN SOCKFD
-    bounded 10 "with_$2"
-    unset TOKEN
-    [ "$2:$result" != ncat:137 ] || result=0
-    case $3 in
-        */*) rm -f "$3" ;;
-    esac
+    fi
+    hand "$2" "$3" "$4" "$devices/$1/usbip_sockfd" @ ''
     waited=0
     while [ "$result" -eq 0 ]; do
         get "$devices/$1/usbip_status" || break
@@ -1373,6 +1442,223 @@ reset() {
         nap
     done
     ok
+}
+
+# --- importing ------------------------------------------------------------------------------
+
+# vhci: its folder in $vhci; false where the module is not there, or only just being loaded.
+vhci() {
+    get "$sys/module/vhci_hcd/initstate" && [ "$value" != live ] && return 1
+    for vhci in "$sys/devices/platform/vhci_hcd.0" "$sys/devices/platform/vhci_hcd"; do
+        [ -e "$vhci/attach" ] && return
+    done
+    return 1
+}
+
+load_vhci() {
+    vhci && return
+    bounded 20 modprobe vhci-hcd
+    waited=0
+    until vhci; do
+        [ -d "$sys/module/vhci_hcd" ] && [ "$waited" -lt 50 ] || return
+        nap
+    done
+}
+
+# ports: lines "PORT POOL STATE DEVID BUSID" in $ports, numbers without zeros in front, DEVID in hex.
+# Before 4.13 there is no column for the pool, and the last one tells the bus id all the same.
+ports() {
+    ports=
+    vhci || return
+    set +f
+    set -- "$vhci/status" "$vhci"/status.*
+    set -f
+    for place; do
+        [ -e "$place" ] || continue
+        while read -r pool port state speed devid rest; do
+            case $pool in
+                hs | ss) ;;
+                *)
+                    rest="$devid $rest"
+                    devid=$speed
+                    speed=$state
+                    state=$port
+                    port=$pool
+                    pool=hs
+                    ;;
+            esac
+            number "$port" && number "$state" || continue
+            # Before 4.13 what is used has no column for the speed's other half.
+            port=${port#"${port%%[!0]*}"}
+            ports="$ports${port:-0} $pool ${state#"${state%%[!0]*}"} $devid ${rest##* }$nl"
+        done 2>/dev/null <"$place"
+    done
+}
+
+# free_ports SPEED: up to 16 that a device of SPEED may have, in $free.
+free_ports() {
+    case $1 in
+        [123]) wanted=hs ;;
+        *) wanted=ss ;;
+    esac
+    free=
+    count=0
+    ports
+    while read -r port pool state _; do
+        if [ "$pool:$state" = "$wanted:4" ] && [ "$count" -lt 16 ]; then
+            free="$free${free:+ }$port"
+            count=$((count + 1))
+        fi
+    done <<EOT
+$ports
+EOT
+}
+
+# at_port PORT DEVID: the port's state in $state, the bus id here of the device in $at, empty before it
+# has one; false where the port is free or has another device.
+at_port() {
+    at=
+    ports
+    while read -r port pool state devid busid; do
+        [ "$port" = "$1" ] || continue
+        case $state in
+            5 | 7) return ;;
+            6)
+                [ "$((0x$devid))" = "$2" ] || return
+                busid "$busid" && at=$busid
+                return 0
+                ;;
+        esac
+        return 1
+    done <<EOT
+$ports
+EOT
+    return 1
+}
+
+# A note is "PORT @ DEVID SPEED" while the port is being taken, and "PORT + DEVID SPEED" once it was.
+
+# let_go NOTE: free the port that it names; fails with a reason in $why where it stays taken.
+let_go() {
+    get "$1" || value=
+    note=$1
+    # shellcheck disable=SC2086
+    set -- $value
+    waited=0
+    told=
+    while number "${3-}" && at_port "$1" "$3"; do
+        if [ -z "$told" ] && { [ "$2" = + ] || [ "$state" = 6 ]; }; then
+            put "$vhci/detach" "$1"
+            told=1
+        fi
+        if [ "$waited" -ge 50 ]; then
+            why='its port does not come free'
+            return 1
+        fi
+        nap
+    done
+    rm -f "$note"
+}
+
+# here BUSID: the device of that port is $at.
+here() {
+    [ -n "$folder" ] && get "$folder/held/port.$1" || return
+    # shellcheck disable=SC2086
+    set -- $value
+    [ "${2-}" = + ] && at_port "$1" "$3" && [ -n "$at" ]
+}
+
+port() {
+    if [ "$uid" != 0 ]; then
+        fail NotPermittedThere "uid $uid"
+    elif [ "$connectors" = none ]; then
+        fail RemoteUnsupported 'nothing that connects'
+    elif [ -z "$folder" ]; then
+        fail DeviceFailed 'no temporary folder'
+    elif ! load_vhci; then
+        fail ModuleUnavailable vhci-hcd
+    else
+        await_tidy
+        free_ports "$2"
+        if [ -z "$free" ]; then
+            fail NoFreePort "$wanted"
+        else
+            say "$tag dir $folder$nl$tag ok$nl"
+        fi
+    fi
+}
+
+attach() {
+    if [ -z "$folder" ] || [ -e "$folder/held/port.$1" ]; then
+        fail AlreadyAttached "$1"
+        return
+    fi
+    if ! fits "$4" "$5"; then
+        fail InvalidArgs address
+        return
+    fi
+    free_ports "$3"
+    texts=
+    for port in $free; do
+        texts="$texts${texts:+;}$port @ $2 $3"
+    done
+    if [ -z "$texts" ]; then
+        fail NoFreePort "$wanted"
+        return
+    fi
+    mine=$folder/held/port.$1
+    hand "$4" "$5" "$6" "$vhci/attach" "$texts" "$mine"
+    get "$mine" || value=
+    taken=${value%% *}
+    if [ "$result" -ne 0 ] || [ -z "$taken" ]; then
+        let_go "$mine"
+        [ "$result" -ne 6 ] || { fail NoFreePort "$wanted"; return; }
+        fail DeviceFailed "$4 could not hand over a connection"
+        return
+    fi
+    put "$mine" "$taken + $2 $3"
+    waited=0
+    code=DeviceFailed
+    reason='it went away while it was being started'
+    while at_port "$taken" "$2"; do
+        if [ -n "$at" ] && get "$devices/$at/idVendor"; then
+            awake "$at"
+            say "$tag at $at $taken$nl$tag ok$nl"
+            return
+        fi
+        if [ "$waited" -ge 150 ]; then
+            code=TimedOut
+            reason='it did not answer there'
+            break
+        fi
+        nap
+    done
+    let_go "$mine"
+    fail "$code" "$reason"
+}
+
+# awake BUSID: USB/IP carries no wakeup, and udev may have asked for the device to be suspended.
+awake() {
+    get "$devices/$1/power/control" && [ "$value" = auto ] && put "$devices/$1/power/control" on
+}
+
+look() {
+    if here "$1"; then
+        awake "$at"
+        describe "$at"
+    else
+        fail NotAttached "$1"
+    fi
+}
+
+detach() {
+    if [ -z "$folder" ] || [ ! -e "$folder/held/port.$1" ]; then
+        fail NotAttached "$1"
+    elif let_go "$folder/held/port.$1"; then
+        ok
+    else
+        fail DeviceFailed "$why"
+    fi
 }
 
 # --- what comes and goes --------------------------------------------------------------------
@@ -1575,8 +1861,13 @@ release_all() {
     set -f
     for note; do
         id=${note##*/}
-        busid "$id" || continue
-        { give_back "$id" 1; forget "$id"; } </dev/null >/dev/null 2>&1 &
+        case $id in
+            port.*) let_go "$note" </dev/null >/dev/null 2>&1 & ;;
+            *)
+                busid "$id" || continue
+                { give_back "$id" 1; forget "$id"; } </dev/null >/dev/null 2>&1 &
+                ;;
+        esac
         pids="$pids $!"
     done
     await 25 "$pids"
@@ -1607,7 +1898,10 @@ tidy() {
         set -f
         for note; do
             id=${note##*/}
-            busid "$id" && ! noted "$id" && exported "$id" && give_back "$id" 1
+            case $id in
+                port.*) let_go "$note" ;;
+                *) busid "$id" && ! noted "$id" && exported "$id" && give_back "$id" 1 ;;
+            esac
         done
         rm -rf "$left"
     done
@@ -1784,16 +2078,17 @@ request() {
                 prepare && start "$@"
             ;;
         5:connect)
-            busid "$2" && token "$5" &&
-                case $3 in
-                    perl | python3 | socat | ncat | bash | busybox) start "$@" ;;
-                    *) false ;;
-                esac
+            busid "$2" && token "$5" && connector "$3" && start "$@"
             ;;
         6:reset)
             busid "$2" && hex4 "$3" && hex4 "$4" && number "$5" && number "$6" && start "$@"
             ;;
         3:release) busid "$2" && flag "$3" && start "$@" ;;
+        3:port) busid "$2" && speed "$3" && prepare && start "$@" ;;
+        7:attach)
+            busid "$2" && number "$3" && speed "$4" && token "$7" && connector "$5" && start "$@"
+            ;;
+        2:look | 2:detach) busid "$2" && start "$@" ;;
         2:unbind) busid "$2" && start "$@" ;;
         *) false ;;
     esac || fail InvalidArgs request

@@ -59,6 +59,9 @@ class Carrier(Protocol):
     def start(self) -> socket.socket:
         """Let the bytes flow; the near end is the caller's to hand on and close."""
 
+    def start_with(self, ours: socket.socket) -> None:
+        """Let the bytes flow between the far end and a connected socket, which is taken over."""
+
     def statistics(self) -> tuple[int, int]:
         """Bytes received from the remote and sent to it."""
 
@@ -143,12 +146,19 @@ class SshCarrier:
 
     def start(self) -> socket.socket:
         """See :meth:`Carrier.start`; Failure when the far end has closed meanwhile."""
-        guard = self._chosen
-        if guard is None or self.ended.done():
-            raise Failure(Code.DEVICE_FAILED, "the connection there was closed again")
+        guard = self._open_guard()
         near, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         guard.start(ours, self._ssh)
         return near
+
+    def start_with(self, ours: socket.socket) -> None:
+        """See :meth:`Carrier.start_with`; Failure when the far end has closed meanwhile."""
+        self._open_guard().start(ours, self._ssh)
+
+    def _open_guard(self) -> _Guard:
+        if self._chosen is None or self.ended.done():
+            raise Failure(Code.DEVICE_FAILED, "the connection there was closed again")
+        return self._chosen
 
     def finish(self, why: str) -> None:
         """Either end has closed."""

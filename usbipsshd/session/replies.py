@@ -123,6 +123,8 @@ class Reply:
         self.done = False
         self.error: tuple[Code, str] | None = None
         self.folder = ""
+        self.at: tuple[str, int] | None = None
+        """Bus id and port of a device that was attached there."""
         self.module = ""
         self.names = 0
         self.like: list[str] = []
@@ -153,7 +155,7 @@ class Reply:
                 self._add_bus(rest)
             case "x":
                 self._add_descriptors(rest)
-            case "dir" | "m" | "s" | "l":
+            case "dir" | "m" | "s" | "l" | "at":
                 self._set(kind, rest)
             case "ok" if not rest:
                 self.done = True
@@ -166,6 +168,11 @@ class Reply:
     def _set(self, kind: str, rest: str) -> None:
         if kind == "dir":
             self._set_folder(rest)
+        elif kind == "at":
+            busid, _, port = rest.partition(" ")
+            if not is_busid(busid) or not re.fullmatch(r"[0-9]{1,5}", port, re.ASCII):
+                raise BadReply("not a port")
+            self.at = busid, int(port)
         elif kind == "m" and rest in MODULE_STATES:
             self.module = rest
         elif kind == "s" and re.fullmatch(r"[0-9]{1,3}", rest, re.ASCII):

@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 from usbipsshd.device import Device
@@ -30,6 +31,7 @@ from usbipsshd.session.connection import Connection, open_connection, read_host_
 from usbipsshd.session.exports import Exports, Wanted
 from usbipsshd.session.failure import Failure
 from usbipsshd.session.hostkeys import MAX_KNOWN_HOSTS
+from usbipsshd.session.loans import Loan, Loans
 from usbipsshd.session.route import Approach, Route
 
 log = logging.getLogger(__name__)
@@ -43,29 +45,23 @@ CHANGED_INTERVAL = 0.5
 """Seconds between two notices of changes."""
 
 
+@dataclass(frozen=True, slots=True)
 class _Remote:
     """What there is once ``open`` has succeeded."""
 
-    def __init__(
-        self,
-        connection: Connection,
-        agent: Agent,
-        carriers: SshCarriers,
-        exports: Exports,
-        approach: Approach,
-    ) -> None:
-        self._approach = approach
-        self.carriers = carriers
-        self.connection = connection
-        self.agent = agent
-        self.exports = exports
+    connection: Connection
+    agent: Agent
+    carriers: SshCarriers
+    exports: Exports
+    loans: Loans
+    approach: Approach
 
     async def close(self) -> None:
         """Give everything back, then close."""
-        await self.exports.close()
+        await asyncio.gather(self.exports.close(), self.loans.close())
         await self.agent.close()
         await self.connection.close()
-        await self._approach.close()
+        await self.approach.close()
 
 
 class Session:
@@ -96,6 +92,12 @@ class Session:
             "unbind": self._unbind,
             "reset": self._reset,
             "statistics": self._statistics,
+            "port": self._port,
+            "lend": self._lend,
+            "loans": self._list_loans,
+            "loan": self._loan,
+            "take-back": self._take_back,
+            "loan-statistics": self._loan_statistics,
             "cancel": self._cancel,
         }
 
@@ -233,7 +235,8 @@ class Session:
             raise
         carriers = SshCarriers(connection.ssh)
         exports = Exports(agent, carriers.listen, self._tell_released)
-        self._remote = _Remote(connection, agent, carriers, exports, approach)
+        loans = Loans(agent, carriers.listen, self._tell_returned)
+        self._remote = _Remote(connection, agent, carriers, exports, loans, approach)
         self._spawn(self._watch(self._remote))
         changed = asyncio.Event()
         agent.watch(changed.set)
@@ -270,6 +273,9 @@ class Session:
     async def _tell_released(self, busid: str, failure: Failure | None) -> None:
         error = error_to_json(failure.code, failure.detail) if failure is not None else None
         await self._send({"event": "released", "busid": busid, "error": error})
+
+    async def _tell_returned(self, busid: str) -> None:
+        await self._send({"event": "returned", "busid": busid})
 
     async def _host_key(self, _id: int, packet: Packet, fds: Descriptors) -> Packet:
         route = Route.parse(packet)
@@ -371,6 +377,36 @@ class Session:
 
     async def _statistics(self, _id: int, packet: Packet, _fds: Descriptors) -> Packet:
         received, sent = self._ready().exports.statistics(get_busid(packet))
+        return {"received": received, "sent": sent}
+
+    async def _port(self, _id: int, packet: Packet, _fds: Descriptors) -> Packet:
+        remote = self._ready()
+        await remote.loans.ready(get_busid(packet), get_int(packet, "speed", 0xFF))
+        return {}
+
+    async def _lend(self, _id: int, packet: Packet, fds: Descriptors) -> Packet:
+        remote = self._ready()
+        loan = Loan(
+            busid=get_busid(packet),
+            devid=get_int(packet, "devid"),
+            speed=get_int(packet, "speed", 0xFF),
+        )
+        busid, port = await remote.loans.lend(loan, socket.socket(fileno=fds.take(0)))
+        return {"busid": busid, "port": port}
+
+    async def _list_loans(self, _id: int, _packet: Packet, _fds: Descriptors) -> Packet:
+        return {"busids": [*self._ready().loans.busids()]}
+
+    async def _loan(self, id_: int, packet: Packet, _fds: Descriptors) -> Packet:
+        await self._send_row(id_, await self._ready().loans.look(get_busid(packet)))
+        return {}
+
+    async def _take_back(self, _id: int, packet: Packet, _fds: Descriptors) -> Packet:
+        await self._ready().loans.take_back(get_busid(packet))
+        return {}
+
+    async def _loan_statistics(self, _id: int, packet: Packet, _fds: Descriptors) -> Packet:
+        received, sent = self._ready().loans.statistics(get_busid(packet))
         return {"received": received, "sent": sent}
 
     async def _cancel(self, _id: int, packet: Packet, _fds: Descriptors) -> Packet:

@@ -8,14 +8,13 @@ import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from . import systems
 from .host import CHECKOUT, TestbedError
-from .machine import Machine
 from .ssh import CommandFailed
+from .usb import UsbMachine
 
 BUS_NAME = "org.usbipssh1"
 ROOT = "/org/usbipssh1"
@@ -31,20 +30,7 @@ class CallFailed(TestbedError):
         self.message = message
 
 
-@dataclass(frozen=True)
-class Port:
-    """One line of a vhci `status` file (Linux 4.13 and later)."""
-
-    hub: str
-    number: int
-    state: int
-    speed: int
-    device: int
-    descriptor: int
-    busid: str
-
-
-class Desk(Machine):
+class Desk(UsbMachine):
     """A Debian with the project's package, and alice (allowed), bob (forbidden) and carol."""
 
     name: ClassVar[str] = "desk"
@@ -183,22 +169,6 @@ class Desk(Machine):
 
     # The kernel.
 
-    def ports(self) -> list[Port]:
-        """All ports of vhci; empty while the module is not loaded."""
-        script = "cat /sys/devices/platform/vhci_hcd.0/status* 2>/dev/null || :"
-        found = []
-        for line in self.shell(script).splitlines():
-            fields = line.split()
-            if len(fields) == 7 and fields[0] in ("hs", "ss"):
-                port, state, speed = (int(field) for field in fields[1:4])
-                device, descriptor = int(fields[4], 16), int(fields[5])
-                found.append(Port(fields[0], port, state, speed, device, descriptor, fields[6]))
-        return found
-
-    def taken_ports(self) -> list[Port]:
-        """The ports that are not free (state 4)."""
-        return [port for port in self.ports() if port.state != 4]
-
     def usb_tree(self) -> str:
         """What `lsusb -t` shows."""
         return self.run("lsusb", "-t")
@@ -259,7 +229,7 @@ class Desk(Machine):
         """Stop the daemon and what belongs to it; the next call starts it again."""
         self.shell(
             "! systemctl cat usbipsshd.service >/dev/null 2>&1 ||"
-            " systemctl stop usbipsshd.service 'usbipssh-session*'\n"
+            " systemctl stop usbipsshd.service 'usbipssh-session*' 'usbipssh-here*'\n"
             # Tests stop and start it more often than a sound machine does.
             "systemctl reset-failed usbipsshd.service 2>/dev/null || :",
             timeout=120,
@@ -268,10 +238,6 @@ class Desk(Machine):
     def journal(self, unit: str = "usbipsshd") -> str:
         """What a unit has logged since this machine booted."""
         return self.run("journalctl", "--no-pager", "-o", "cat", "-u", f"{unit}*", timeout=60)
-
-    def ports_left(self) -> list[str]:
-        """The vhci ports that are taken, in words; empty when all is well."""
-        return [f"vhci port {port.number} is taken: {port}" for port in self.taken_ports()]
 
 
 def _word(value: object) -> str:

@@ -30,8 +30,10 @@ class Pair:
 
     def devices_left(self) -> list[str]:
         """Devices that are still attached or exported, in words; empty when all is well."""
-        return [f"pi: {each}" for each in self.pi.exports_left()] + [
-            f"desk: {each}" for each in self.desk.ports_left()
+        return [
+            f"{machine.name}: {each}"
+            for machine in (self.pi, self.desk)
+            for each in machine.exports_left() + machine.ports_left()
         ]
 
     def settled(self, look: Callable[[], list[str]], seconds: float = 20) -> list[str]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,7 @@ from types import MappingProxyType
 from typing import ClassVar
 
 from . import systems
-from .machine import Machine
+from .usb import UsbMachine
 
 # Name -> QEMU's driver and properties. Ports are those of the emulated xHCI controller: bus 1
 # is its fast half, bus 2 its SuperSpeed half, so the stick in port 2 is 2-2.
@@ -63,7 +62,7 @@ BLANK = "2-4"
 """The bus id of the stick with nothing on it."""
 
 
-class Pi(Machine):
+class Pi(UsbMachine):
     """A Debian with sshd and perl-base, and with USB devices."""
 
     name: ClassVar[str] = "pi"
@@ -136,31 +135,8 @@ class Pi(Machine):
     @contextmanager
     def blank_stick(self, begins_with: bytes = b"", megabytes: int = 64) -> Iterator[str]:
         """Plug in another stick, empty but for its first bytes; its node (`/dev/sdb`)."""
-        file = self.folder / "blank.raw"
-        with file.open("wb") as out:
-            out.write(begins_with)
-            out.truncate(megabytes << 20)
-        disk = {"driver": "file", "node_name": "blank", "filename": str(file)}
-        with self.qmp() as qmp:
-            qmp.command("blockdev-add", **disk)
-            options = {"driver": "usb-storage", "bus": "xhci.0", "port": "4", "removable": True}
-            qmp.command("device_add", id="blank", drive="blank", serial="BLANK0001", **options)
-        try:
+        with self.spare_stick("BLANK0001", "4", begins_with, megabytes):
             yield self.disk_of(BLANK)
-        finally:
-            self.unplug("blank")
-            with self.qmp() as qmp:
-                qmp.command("blockdev-del", node_name="blank")
-            file.unlink()
-
-    def disk_of(self, busid: str, seconds: int = 40) -> str:
-        """Wait for the disk of a stick that is this machine's; its node."""
-        script = (
-            'i=0; until set -- "$1" /sys/bus/usb/devices/"$1":*/host*/target*/*/block/sd*'
-            ' && [ -b "/dev/${2##*/}" ]; do set -- "$1"; i=$((i+1));'
-            f' [ $i -lt {seconds * 10} ] || exit 1; sleep 0.1; done; echo "/dev/${{2##*/}}"'
-        )
-        return self.shell(script, busid, timeout=seconds + 30).strip()
 
     def press(self, *keys: str) -> None:
         """Press keys together on the keyboard (QEMU's names: a, shift, ret, …), and let go."""
@@ -182,56 +158,11 @@ class Pi(Machine):
 
     # What it is like.
 
-    def driver(self, busid: str) -> str:
-        """The driver of a device (usb, usbip-host), empty without one."""
-        path = f"/sys/bus/usb/devices/{busid}/driver"
-        return self.shell('[ ! -e "$1" ] || basename "$(readlink "$1")"', path).strip()
-
-    def wait_driver(self, busid: str, driver: str, seconds: int = 20) -> None:
-        """Wait until a device has this driver (empty: until it has none or is gone)."""
-        script = (
-            'i=0; until l=$(readlink "$1") || l=; [ "${l##*/}" = "$2" ]; do'
-            f" i=$((i+1)); [ $i -lt {seconds * 10} ] || exit 1; sleep 0.1; done"
-        )
-        path = f"/sys/bus/usb/devices/{busid}/driver"
-        self.shell(script, path, driver, timeout=seconds + 30)
-
-    def interface_drivers(self, busid: str) -> dict[str, str]:
-        """The drivers of a device's interfaces: `1-1:1.0` -> `usbhid`."""
-        script = (
-            'for d in /sys/bus/usb/devices/"$1":*; do [ ! -e "$d/driver" ] ||'
-            ' echo "${d##*/} $(basename "$(readlink "$d/driver")")"; done'
-        )
-        return dict(line.split() for line in self.shell(script, busid).splitlines())
-
-    def usbip_status(self, busid: str) -> int | None:
-        """1 available, 2 in use, 3 error; None when usbip-host does not have it."""
-        path = f"/sys/bus/usb/devices/{busid}/usbip_status"
-        text = self.shell('cat "$1" 2>/dev/null || :', path).strip()
-        return int(text) if text else None
-
-    def exported(self) -> list[str]:
-        """The devices that usbip-host has."""
-        script = "ls /sys/bus/usb/drivers/usbip-host 2>/dev/null || :"
-        return [name for name in self.shell(script).split() if re.match(r"\d+-[\d.]+$", name)]
-
-    def matched(self) -> list[str]:
-        """The names in match_busid."""
-        return self.shell(
-            "cat /sys/bus/usb/drivers/usbip-host/match_busid 2>/dev/null || :"
-        ).split()
-
     def agents(self) -> list[str]:
         """Command lines of agent processes that still run."""
         # One grep for all processes; it would find itself but for the bracket.
         found = self.shell("grep -a -h 'usbipssh[-]agent' /proc/[0-9]*/cmdline 2>/dev/null || :")
         return [line.replace("\0", " ") for line in found.splitlines()]
-
-    def exports_left(self) -> list[str]:
-        """What usbip-host still holds, in words; empty when all is well."""
-        found = [f"{busid} is bound to usbip-host" for busid in self.exported()]
-        found += [f"match_busid still names {name}" for name in self.matched()]
-        return found
 
     def agents_left(self) -> list[str]:
         """Agents that still run and folders of theirs; empty once no daemon is connected."""
