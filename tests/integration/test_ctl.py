@@ -391,6 +391,16 @@ def test_monitor_tells_what_happens(w: World) -> None:
         assert people.process.wait(SECONDS) == 130
 
 
+def test_monitor_ends_when_nobody_reads_any_more(w: World) -> None:
+    with running(w, "monitor") as process:
+        assert process.line().endswith("usbipsshd is there")
+        assert process.process.stdout is not None
+        process.process.stdout.close()
+        # Nothing happens meanwhile, so it learns of it without writing.
+        assert process.process.wait(SECONDS) == 1
+        process.process.stdout = None
+
+
 def test_nobody_reads(w: World) -> None:
     command, environment = line(w, ALICE, "list", "pi")
     reader, writer = os.pipe()

@@ -7,6 +7,7 @@ import json
 import re
 
 import pytest
+from vm.testbed.asking import PASSWORD, administrator, run_answering
 from vm.testbed.desk import Desk
 from vm.testbed.pi import BUSIDS, Pi
 from vm.testbed.ssh import Result
@@ -79,6 +80,31 @@ def test_the_doctor_finds_two_sound_machines(desk: Desk) -> None:
     assert all(line.startswith("ok ") for line in lines), lines
     for text in ("vhci-hcd", "pi lets this machine in", "root there", "usbip-host", "Linux 6."):
         assert any(text in line for line in lines), (text, lines)
+
+
+def test_a_password_is_asked_for_on_the_terminal(pi: Pi, desk: Desk) -> None:
+    """Nobody but usbipsshctl starts an agent."""
+    attach = ("usbipsshctl", "attach", "pi", BUSIDS["adapter"])
+    with administrator(desk, "carol"):
+        wrong = run_answering(desk, "carol", "not-it", *attach)
+        assert (wrong.questions, wrong.worked) == (1, False), wrong.shown
+        assert pi.driver(BUSIDS["adapter"]) != "usbip-host"
+        right = run_answering(desk, "carol", PASSWORD, *attach)
+        assert (right.questions, right.worked) == (1, True), right.shown
+        assert f"pi/{BUSIDS['adapter']} is " in right.shown
+    assert desk.detach("carol", "all") == 1
+
+
+@pytest.mark.parametrize("more", [(), ("--all",)])
+def test_systemctl_stop_gives_the_device_back(pi: Pi, desk: Desk, more: tuple[str, ...]) -> None:
+    """A unit of anybody's with usbipsshctl attach --wait: stopped, it ends well."""
+    desk.run("systemd-run", "--unit=lends", "usbipsshctl", "attach", "--wait", *more, "pi", "46f4")
+    pi.wait_driver(STICK, "usbip-host", 60)
+    desk.run("systemctl", "stop", "lends.service", timeout=90)
+    # Ended well, a transient unit is forgotten; failed, it would stay.
+    assert desk.ssh.attempt("systemctl", "is-failed", "lends.service").code != 0
+    assert out(desk, "status") == "Nothing is attached.\n"
+    assert pi.driver(STICK) == "usb"
 
 
 def test_wait_lets_go_when_it_is_killed(desk: Desk) -> None:

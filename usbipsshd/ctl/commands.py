@@ -290,18 +290,26 @@ class Commands:
         changed()
         self._client.listen(changed)
         self._client.listen_to_plugs(lambda remote: news.put_nowait(events.plugged(remote)))
-        lost = asyncio.create_task(self._client.disconnected())
-        try:
-            while True:
-                event = asyncio.create_task(news.get())
-                await asyncio.wait([event, lost], return_when=asyncio.FIRST_COMPLETED)
-                if not event.done():
-                    event.cancel()
-                    self._terminal.complain("The system bus is gone.")
-                    return Exit.DAEMON
-                self._terminal.say(self._line(event.result()))
-        finally:
-            lost.cancel()
+        with self._terminal.reader_gone() as gone:
+            ends = [
+                asyncio.create_task(self._client.disconnected()),
+                asyncio.create_task(gone.wait()),
+            ]
+            try:
+                while True:
+                    event = asyncio.create_task(news.get())
+                    await asyncio.wait([event, *ends], return_when=asyncio.FIRST_COMPLETED)
+                    if gone.is_set():
+                        event.cancel()
+                        raise BrokenPipeError
+                    if not event.done():
+                        event.cancel()
+                        self._terminal.complain("The system bus is gone.")
+                        return Exit.DAEMON
+                    self._terminal.say(self._line(event.result()))
+            finally:
+                for end in ends:
+                    end.cancel()
 
     def _line(self, event: events.Event) -> str:
         if self._words.json:

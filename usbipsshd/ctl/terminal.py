@@ -7,9 +7,10 @@ import asyncio
 import contextlib
 import os
 import shutil
+import stat
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TextIO
 
 from usbipsshd.ctl.colour import Paint
@@ -34,6 +35,26 @@ class Terminal:
         for line in lines:
             self._out.write(line + "\n")
         self._out.flush()
+
+    @contextmanager
+    def reader_gone(self) -> Iterator[asyncio.Event]:
+        """An event that is set when nobody reads what is printed any more, in a pipe."""
+        gone = asyncio.Event()
+        try:
+            fd = self._out.fileno()
+            watched = stat.S_ISFIFO(os.fstat(fd).st_mode)
+        except OSError:
+            watched = False
+        if not watched:
+            yield gone
+            return
+        loop = asyncio.get_running_loop()
+        # A pipe without a reader is in error, which is told to whoever waits for it to be readable.
+        loop.add_reader(fd, gone.set)
+        try:
+            yield gone
+        finally:
+            loop.remove_reader(fd)
 
     def complain(self, text: str) -> None:
         """Say what went wrong."""

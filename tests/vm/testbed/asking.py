@@ -12,11 +12,12 @@ from .ssh import Result
 
 PASSWORD = "open-sesame"
 
-# Runs on desk. polkit's own text agent speaks for the very process that becomes busctl. It throws
-# away what was typed before it has switched the terminal's echo off, so that is waited for.
+# Runs on desk. With "agent" polkit's own text agent speaks for the very process that becomes the
+# command, which otherwise starts one itself. It throws away what was typed before it has switched
+# the terminal's echo off, so that is waited for.
 _AT_A_TERMINAL = r"""
 import os, pty, sys, termios, time
-user, password, *command = sys.argv[1:]
+agents, user, password, *command = sys.argv[1:]
 pid, terminal = pty.fork()
 if pid == 0:
     agent = (
@@ -24,7 +25,8 @@ if pid == 0:
         ' exec "$@"'
     )
     fifo = f"/tmp/agent-of-{user}"
-    os.execvp("runuser", ["runuser", "-u", user, "--", "sh", "-c", agent, "sh", fifo, *command])
+    wrapped = ["sh", "-c", agent, "sh", fifo, *command] if agents == "agent" else command
+    os.execvp("runuser", ["runuser", "-u", user, "--", *wrapped])
 shown, answered = b"", 0
 while True:
     try:
@@ -65,10 +67,21 @@ def call_answering(
     desk: Desk, user: str, password: str, member: str, signature: str, *arguments: str
 ) -> Answered:
     """Call a Manager method as `user`, who answers each question with `password`."""
-    done: Result = desk.ssh.attempt(
-        "timeout", "90", "python3", "-c", _AT_A_TERMINAL, user, password,
-        "busctl", "--timeout=60", "--allow-interactive-authorization=yes",
+    return _answering(
+        desk, "agent", user, password, "busctl", "--timeout=60",
+        "--allow-interactive-authorization=yes",
         "call", BUS_NAME, ROOT, f"{BUS_NAME}.Manager", member, signature, *arguments,
+    )  # fmt: skip
+
+
+def run_answering(desk: Desk, user: str, password: str, *command: str) -> Answered:
+    """Run a command as `user`, at a terminal that nobody else asks questions on."""
+    return _answering(desk, "none", user, password, *command)
+
+
+def _answering(desk: Desk, agents: str, user: str, password: str, *command: str) -> Answered:
+    done: Result = desk.ssh.attempt(
+        "timeout", "90", "python3", "-c", _AT_A_TERMINAL, agents, user, password, *command,
         timeout=100,
     )  # fmt: skip
     text = done.out + done.err

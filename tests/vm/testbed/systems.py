@@ -130,7 +130,11 @@ PI = System(
         *("e2fsprogs", "cryptsetup-bin", "lvm2", "dbus", "udisks2"),
     ),
 )
-DESK = System("desk", (*_BOTH, "dbus", "usbutils", "e2fsprogs", "apparmor"))
+DESK = System(
+    "desk",
+    # gdbus is in libglib2.0-bin.
+    (*_BOTH, "dbus", "usbutils", "e2fsprogs", "apparmor", "libglib2.0-bin"),
+)
 
 
 def stick_files() -> Mapping[str, bytes]:
