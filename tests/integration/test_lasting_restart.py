@@ -163,6 +163,9 @@ def test_its_device_went_while_the_daemon_was_away(w: World) -> None:
 
 
 def test_what_came_with_an_ssh_agent_goes_on_and_comes_back(w: World) -> None:
+    # The session that all share may still be open from a test before.
+    w.stop_daemon()
+    w.start_daemon()
     keys = w.ssh.folder / "authorized_keys"
     before = keys.read_text()
     keys.write_text(before.splitlines()[0] + "\n")
