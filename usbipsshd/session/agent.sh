@@ -1973,6 +1973,8 @@ await() {
 finish() {
     # For the children from here on, too: what is half given back must be finished.
     trap '' HUP INT TERM
+    # In bash a signal comes in the middle of the read that has another one.
+    IFS=' '
     cancel "$watchdog"
     [ -z "$watcher" ] || cancel "$watcher"
     exec >/dev/null 2>&1 </dev/null
