@@ -172,6 +172,32 @@ def test_attach_status_detach(w: World) -> None:
     assert gone.err == "usbipsshctl: 2-1 of pi is not attached here.\n"
 
 
+def test_export_status_detach(w: World) -> None:
+    w.desk.plug("1-4", STICK)
+    try:
+        done = ctl(w, "export", "--keep", "pi", "SanDisk", "--expect", "0781:5581")
+        assert done.code == 0, done.err
+        assert re.fullmatch(r"1-4 is \d+-\d+ at pi  /dev/sd\w.*\n", done.out), done.out
+        told = ctl(w, "status").out
+        assert re.search(r"^1-4 +pi +.* attached, kept +\d+-\d+ +/dev/sd", told, re.MULTILINE)
+        assert "(exported to pi)" in ctl(w, "list", ".", "1-4").out
+        (one,) = json.loads(ctl(w, "status", "--json").out)["attachments"]
+        assert (one["direction"], one["local_bus_id"]) == ("export", "1-4")
+        completed = ctl(w, "complete", "--", "export", "pi", "").out.split("\t")
+        assert completed[0] == "1-4"
+        assert "1-4\t" in ctl(w, "complete", "--", "detach", "").out
+        assert ctl(w, "export", "pi", "1-4").code == 5
+        assert ctl(w, "detach", "1-4").code == 0
+        assert ctl(w, "status").out == "Nothing is attached.\n"
+        with running(w, "export", "--wait", "pi", "1-4") as held:
+            assert held.line().startswith("1-4 is ")
+            held.process.send_signal(signal.SIGINT)
+            assert held.process.wait(SECONDS) == 0
+        assert w.desk.state()["devices"]["1-4"]["driver"] == "usb"
+    finally:
+        w.desk.unplug("1-4")
+
+
 def test_reset_and_find(w: World) -> None:
     assert ctl(w, "reset", "pi", "SanDisk") == Done(0, "2-1\n", "")
     assert ctl(w, "attach", "pi", "2-1").code == 0

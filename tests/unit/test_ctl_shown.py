@@ -115,6 +115,46 @@ def test_status_says_what_is_where_and_what_is_wrong() -> None:
     assert status(Snapshot(), clock) == ["Nothing is attached."]
 
 
+EXPORT = Attachment(
+    "/a/3",
+    "bench",
+    "1-2",
+    "5-1",
+    name="Probe",
+    state="attached",
+    local_bus_id="1-2",
+    device_nodes=("/dev/ttyUSB0",),
+    direction="export",
+)
+
+
+def test_status_has_exports_apart() -> None:
+    assert status(Snapshot(attachments=(ATTACHMENT, EXPORT)), clock) == [
+        "REMOTE  DEVICE  NAME   STATE     HERE  NODES",
+        "pi      2-1     Stick  attached  4-1   /dev/sda",
+        "",
+        "EXPORTED  TO     NAME   STATE     THERE  NODES THERE",
+        "1-2       bench  Probe  attached  5-1    /dev/ttyUSB0",
+    ]
+    lost = replace(EXPORT, state="waiting", remote_bus_id="", last_error=("x.Y", "Unplugged."))
+    assert status(Snapshot(attachments=(lost,)), clock)[-1] == "1-2 to bench: Unplugged."
+
+
+def test_what_happens_to_an_export_is_told_by_the_bus_id_here() -> None:
+    there = Snapshot(present=True, manager=Manager(version="1"))
+    (one,) = events(there, replace(there, attachments=(EXPORT,)))
+    assert one.text == "1-2 of this machine (Probe) is attached as 5-1 at bench /dev/ttyUSB0"
+    assert (one.busid, one.direction) == ("1-2", "export")
+    (gone,) = events(replace(there, attachments=(EXPORT,)), there)
+    assert (gone.kind, gone.busid, gone.direction) == ("attachment-gone", "1-2", "export")
+
+
+def test_the_tree_says_where_a_device_is_exported_to() -> None:
+    device = replace(STICK, busid="1-2", state="exported", attachment="/a/3")
+    assert tree([device], {"/a/3": EXPORT})[0].endswith("(exported to bench)")
+    assert tree([device], {})[0].endswith("(exported)")
+
+
 def test_tables() -> None:
     assert table(("A", "B"), []) == []
     assert remotes([Remote("/r/pi", "pi", "", "idle")]) == [
