@@ -25,7 +25,7 @@ _PACKAGES = {
     **dict.fromkeys(("ubuntu", "linuxmint", "pop"), "linux-modules-extra-{release}"),
     **dict.fromkeys(("fedora", "rhel", "centos", "rocky", "almalinux"), "kernel-modules-extra"),
     **dict.fromkeys(("debian", "raspbian", "devuan"), "linux-image-{release}"),
-    **dict.fromkeys(("opensuse-leap", "opensuse-tumbleweed"), "kernel-default"),
+    **dict.fromkeys(("opensuse-leap", "opensuse-tumbleweed", "opensuse", "suse"), "kernel-default"),
     **dict.fromkeys(("arch", "manjaro"), "linux"),
 }
 

@@ -27,6 +27,7 @@ polkit.addRule(function(action, subject) {
     switch (action.id.substring(14)) {
     case "list": return told("remote") == "closed" ? polkit.Result.NO : polkit.Result.YES;
     case "manage-remotes": return told("remote") == "mine" ? polkit.Result.YES : polkit.Result.NO;
+    case "reset":
     case "unbind": return told("remote") == "pi" ? polkit.Result.YES : polkit.Result.NO;
     case "attach":
         return told("remote") == "pi" && told("busid") == "2-1" &&
@@ -104,6 +105,7 @@ def test_only_some_remotes(w: World) -> None:
         # Nobody has even tried to reach it.
         assert w.get(f"{ROOT}/remote/closed", "org.usbipssh1.Remote", "State") == "idle"
     w.refused("AccessDenied", ALICE, "Unbind", "ssa{sv}", "", "", "0", says="unbind")
+    w.refused("AccessDenied", ALICE, "Reset", "ssa{sv}", "", "", "0", says="reset")
     assert w.call(ALICE, "Unbind", "ssa{sv}", "pi", "", "0") == []
 
 
@@ -159,6 +161,17 @@ def test_unbind_of_what_others_attached(w: World) -> None:
     w.attach("1-2", BOB)
     w.refused("AccessDenied", ALICE, "Unbind", "ssa{sv}", "pi", "1-2", "0", says="detach-others")
     assert len(w.attachments()) == 1
+
+
+def test_reset_of_what_others_attached(w: World) -> None:
+    path = w.attach("1-2", BOB)
+    since = w.get(path, ATTACHMENT, "AttachedAt")
+    w.refused("AccessDenied", ALICE, "Reset", "ssa{sv}", "pi", "1-2", "0", says="detach-others")
+    # Also where it is one among others: none of them is.
+    done = w.pi.state()["log"].count("authorize 2-1")
+    w.refused("AccessDenied", ALICE, "Reset", "ssa{sv}", "pi", "", "0", says="detach-others")
+    assert w.pi.state()["log"].count("authorize 2-1") == done
+    assert w.get(path, ATTACHMENT, "AttachedAt") == since
 
 
 def test_the_example_rules(w: World) -> None:
