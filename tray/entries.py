@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from usbipssh_tray.kinds import Kind, kind, kind_of_nodes
+from usbipssh_tray.text import _
 from usbipsshd.client.snapshot import NOTHING, Attachment, Device, Snapshot
 from usbipsshd.device import busid_key, is_busid
 
@@ -103,7 +104,7 @@ def _listed(remote: str, device: Device, attachment: Attachment | None, ui: Ui) 
         remote,
         device.busid,
         found,
-        device.title,
+        _whose(device.title, attachment),
         device,
         attachment,
         attachment is None and (remote, device.busid) in ui.busy,
@@ -119,10 +120,17 @@ def _attached(remote: str, attachment: Attachment, gone: tuple[Device, ...]) -> 
         remote,
         attachment.remote_bus_id,
         kind_of_nodes(attachment.device_nodes) or (kind(was[0]) if was else Kind.OTHER),
-        attachment.name or attachment.pattern or ids,
+        _whose(attachment.name or attachment.pattern or ids, attachment),
         None,
         attachment,
     )
+
+
+def _whose(name: str, attachment: Attachment | None) -> str:
+    """The name, told apart where the device is no device of the remote's."""
+    if attachment is not None and attachment.exported:
+        return _("{name}, from this machine").format(name=name)
+    return name
 
 
 def _twin(entry: Entry) -> Entry:

@@ -167,6 +167,9 @@ class _Words:
             body = _("From {remote}: {nodes}").format(remote=remote, nodes=nodes)
         name = name_of(one)
         summary = _("{name} is attached").format(name=name)
+        if one.exported:
+            body = ", ".join(one.device_nodes)
+            summary = _("{name} is on {remote} now").format(name=name, remote=remote)
         return Notice(Kind.ATTACHED, summary, body, one.path, name, can_detach=self._mine(one))
 
     def back(self, one: Attachment) -> Notice:
@@ -178,13 +181,16 @@ class _Words:
         name, mine = name_of(before), self._mine(before)
         summary = _("{name} is lost").format(name=name)
         waits = _("It is attached again when {remote} has it.")
+        if before.exported:
+            waits = _("It goes to {remote} again when it is plugged in here.")
         body = f"{now.last_error[1]} {waits.format(remote=self._label(before.remote))}".lstrip()
         return Notice(Kind.LOST, summary, body, now.path, name, mine, mine)
 
     def detached(self, before: Attachment) -> Notice:
         name, remote = name_of(before), self._label(before.remote)
         summary = _("{name} is detached").format(name=name)
-        body = before.last_error[1] or _("It was from {remote}.").format(remote=remote)
+        was = _("It was on {remote}.") if before.exported else _("It was from {remote}.")
+        body = before.last_error[1] or was.format(remote=remote)
         return Notice(Kind.DETACHED, summary, body, before.path, name)
 
     def hub_lost(self, hub: Hub) -> Notice:

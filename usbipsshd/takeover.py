@@ -62,8 +62,11 @@ class TakeOver:
         self._hubs.skip_numbers(max(hubs, default=0))
         left = dict(descriptors)
         lent = [r.where.busid for r in remembered.running.values() if isinstance(r.where, Lent)]
-        for fd in left.pop(DESCRIPTOR_NAME, ())[:1]:
-            self._here.take_over(fd, lent)
+        for number, fd in enumerate(left.pop(DESCRIPTOR_NAME, ())):
+            if number:
+                os.close(fd)
+            else:
+                self._here.take_over(fd, lent)
         links = self._every_link([*remembered.attachments, *remembered.hubs], left)
         sessions = self._sessions(links, left)
         # Hubs first: their attachments find them.

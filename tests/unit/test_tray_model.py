@@ -115,6 +115,8 @@ def test_a_disk_that_is_waited_for_is_still_a_disk() -> None:
         ({"state": "waiting"}, "Disk: SanDisk Ultra, waiting for it", False,
          Detach(AT + "1", "SanDisk Ultra")),
         ({"state": "detaching"}, "Disk: SanDisk Ultra, detaching…", False, None),
+        ({"direction": "export"}, "Disk: SanDisk Ultra, from this machine", True,
+         Detach(AT + "1", "SanDisk Ultra, from this machine")),
         ({"owner_uid": OTHER}, "Disk: SanDisk Ultra, by another user", True,
          Detach(AT + "1", "SanDisk Ultra")),
     ],

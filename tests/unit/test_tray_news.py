@@ -66,6 +66,16 @@ def test_attached_names_the_nodes_and_offers_to_detach() -> None:
     ]
 
 
+def test_what_is_exported_is_told_as_such() -> None:
+    export = replace(ONE, direction="export", keep=True)
+    waiting = replace(export, state="waiting", last_error=("x.Y", "It was unplugged."))
+    _, (on,), (lost,), (gone,) = follow(snapshot(), snapshot(export), snapshot(waiting), snapshot())
+    assert on.summary == "Kingston DataTraveler is on The Pi now"
+    assert on.body == "/dev/sda, /dev/sg0"
+    assert lost.body == "It was unplugged. It goes to The Pi again when it is plugged in here."
+    assert gone.body in ("It was on The Pi.", "It was unplugged.")
+
+
 LIVES: dict[str, tuple[list[Snapshot], list[list[Kind]]]] = {
     "what is there at first is no news": ([snapshot(ONE, HUB)], [[]]),
     "attached once": (
