@@ -207,8 +207,8 @@ class Agent:
             if self._chatter > MAX_CHATTER:
                 self._end("it does not answer as a shell does")
             return
-        if line == b"pong":
-            self._unanswered = 0
+        if line == b"pong" and self._unanswered:
+            self._unanswered -= 1
         else:
             self._take_reply(line)
 
