@@ -5,14 +5,31 @@ from __future__ import annotations
 
 import asyncio
 import os
+import xml.etree.ElementTree as ET
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakekernel import KEYBOARD, STICK
-from integration.busfixtures import client_call
-from integration.world import ALICE, BOB, MANAGER, NAME, ROOT, STANDARD, World, wait_until, world
+from fakekernel import KEYBOARD, SERIAL_ADAPTER, STICK
+from integration.busfixtures import CHECKOUT, client_call
+from integration.world import (
+    ALICE,
+    ATTACHMENT,
+    BOB,
+    MANAGER,
+    NAME,
+    ROOT,
+    STANDARD,
+    World,
+    wait_until,
+    world,
+)
+
+from usbipsshd.bus.wire import library
+
+HUB = "org.usbipssh1.Hub"
+KEEP = {"keep": library("signature").Variant("b", True)}
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +59,13 @@ def w(shared: World) -> Iterator[World]:
     assert "Traceback" not in shared.log()
 
 
+def methods(interface: str) -> set[str]:
+    """The methods that the contract has on an interface."""
+    contract = ET.parse(CHECKOUT / "dbus/org.usbipssh1.xml").getroot()
+    (found,) = contract.findall(f"interface[@name='{interface}']")
+    return {method.attrib["name"] for method in found.findall("method")}
+
+
 CALLS: dict[str, tuple[str, ...]] = {
     "ListRemote": ("s:pi", "s:"),
     "ListLocal": ("s:",),
@@ -63,6 +87,10 @@ def arguments(member: str, options: tuple[str, ...]) -> list[str]:
     """As busctl takes them, with ``options`` for the dictionary."""
     count = str(len(options) // 3)
     return ["s" * len(CALLS[member]) + "a{sv}", *(a[2:] for a in CALLS[member]), count, *options]
+
+
+def test_every_method_is_tried() -> None:
+    assert set(CALLS) == methods(MANAGER)
 
 
 @pytest.mark.parametrize("member", CALLS)
@@ -158,8 +186,8 @@ def test_one_user_does_not_use_up_what_others_need(w: World) -> None:
     w.pi.answer("2-1", "")
 
 
-def test_five_megabytes(w: World) -> None:
-    long = "x" * (5 << 20)
+def test_thirty_megabytes(w: World) -> None:
+    long = "x" * (30 << 20)
 
     async def talk(client: Any) -> None:
         for member, signature, args in (
@@ -215,6 +243,8 @@ def test_callers_that_leave_in_the_middle_of_every_method(w: World) -> None:
         ("RemoveRemote", "sa{sv}", ("nothere", {})),
     ]
 
+    assert {member for member, _, _ in calls} == methods(MANAGER)
+
     async def leave(member: str, signature: str, args: tuple[object, ...], turns: int) -> None:
         client = w.bus.connect(ALICE)
         await client.connect()
@@ -237,10 +267,46 @@ def test_callers_that_leave_in_the_middle_of_every_method(w: World) -> None:
     assert len(w.list()) == 1
 
 
+def test_callers_that_leave_in_the_middle_of_an_objects_method(w: World) -> None:
+    calls: list[tuple[str, str, tuple[str, ...], dict[str, Any]]] = [
+        (HUB, "Detach", ("pi", ""), {}),
+        (ATTACHMENT, "GetStatistics", ("pi", "2-1"), {}),
+        (
+            ATTACHMENT,
+            "SetOptions",
+            ("pi", "2-1"),
+            {"keep": library("signature").Variant("b", True)},
+        ),
+        (ATTACHMENT, "Detach", ("pi", "2-1"), {}),
+    ]
+    assert {(i, m) for i, m, _, _ in calls} == {
+        (i, m) for i in (ATTACHMENT, HUB) for m in methods(i)
+    }
+
+    async def leave(path: str, interface: str, member: str, options: object, turns: int) -> None:
+        client = w.bus.connect(ALICE)
+        await client.connect()
+        pending = asyncio.ensure_future(
+            client_call(client, NAME, path, interface, member, "a{sv}", options)
+        )
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        client.disconnect()
+        pending.cancel()
+        await asyncio.gather(pending, return_exceptions=True)
+
+    for turns in (1, 300):
+        for interface, member, args, options in calls:
+            made = "AttachAll" if interface == HUB else "Attach"
+            path = w.call(ALICE, made, "ssa{sv}", *args, "0")
+            asyncio.run(leave(path, interface, member, options, turns))
+            wait_until(lambda: not [t for t in w.tasks() if t.startswith("call ")], "goes on")
+            w.detach_all()
+            w.desk.wait(lambda s: not s["ports"])
+
+
 def test_calls_that_want_no_answer(w: World) -> None:
     async def talk(client: Any) -> None:
-        from usbipsshd.bus.wire import library
-
         made = library("message").Message
         flags = library("constants").MessageFlag.NO_REPLY_EXPECTED
         for member in ("ListLocal", "Nonsense"):
@@ -258,20 +324,52 @@ def test_calls_that_want_no_answer(w: World) -> None:
 
 def test_forged_signals_are_not_believed(w: World) -> None:
     path = w.attach("2-1")
+    w.pi.plug("1-2", SERIAL_ADAPTER)
+    w.pi.answer("1-2", "stall")
 
     async def talk(client: Any) -> None:
-        from usbipsshd.bus.wire import library
-
-        made = library("message").Message
-        client.send(
-            made.new_signal(
-                "/org/freedesktop/DBus", "org.freedesktop.DBus", "NameOwnerChanged",
-                "sss", ["org.freedesktop.PolicyKit1", ":1.1", ""],
+        alice = w.bus.connect(ALICE)
+        await alice.connect()
+        waiting = asyncio.ensure_future(call(alice, "Attach", "ssa{sv}", "pi", "1-2", {}))
+        await asyncio.to_thread(wait_until, lambda: len(w.attachments()) == 2, "it does not begin")
+        bus, login = "org.freedesktop.DBus", "org.freedesktop.login1"
+        systemd = "org.freedesktop.systemd1"
+        polkit = "org.freedesktop.PolicyKit1.Authority"
+        gone = [[name, owner, ""] for name, owner in (
+            (alice.unique_name, alice.unique_name), (NAME, ":1.1"),
+            ("org.freedesktop.PolicyKit1", ":1.1"), (login, ":1.1"),
+        )]  # fmt: skip
+        forged: list[tuple[str, str, str, str, list[Any]]] = [
+            *(("/org/freedesktop/DBus", bus, "NameOwnerChanged", "sss", body) for body in gone),
+            ("/org/freedesktop/DBus", bus, "NameLost", "s", [NAME]),
+            ("/org/freedesktop/systemd1", systemd + ".Manager", "Reloading", "b", [True]),
+            ("/org/freedesktop/PolicyKit1/Authority", polkit, "Changed", "", []),
+            ("/org/freedesktop/login1", login + ".Manager", "PrepareForSleep", "b", [True]),
+            ("/org/freedesktop/login1", login + ".Manager", "PrepareForShutdown", "b", [True]),
+            (ROOT, MANAGER, "Detach", "s", ["all"]),
+            (path, "org.freedesktop.DBus.Properties", "PropertiesChanged", "sa{sv}as",
+             [ATTACHMENT, {}, ["State"]]),
+        ]  # fmt: skip
+        for where, interface, member, signature, body in forged:
+            signal = library("message").Message.new_signal(
+                where, interface, member, signature, body
             )
-        )  # fmt: skip
+            client.send(signal)
+            # To the daemon alone: what rules it has does not matter then.
+            signal.serial = 0
+            signal.destination = NAME
+            client.send(signal)
         answer = await call(client, "ListLocal", "sa{sv}", "", {})
         assert not answer.error_name
+        refused = await call(client, "ListRemote", "ssa{sv}", "pi", "", {})
+        assert refused.error_name == STANDARD + "AccessDenied"
+        assert not waiting.done()
+        alice.disconnect()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
 
     run(w, talk, BOB)
-    assert w.attachments() == [path]
+    wait_until(lambda: w.attachments() == [path], "who has left still waits")
     assert w.list(pattern="2-1")[0]["state"] == "attached"
+    w.pi.answer("1-2", "")
+    w.pi.unplug("1-2")
