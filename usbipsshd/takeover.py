@@ -61,7 +61,8 @@ class TakeOver:
         hubs = [h.number for h in remembered.hubs] + [a.hub for a in remembered.attachments]
         self._hubs.skip_numbers(max(hubs, default=0))
         left = dict(descriptors)
-        lent = [r.where.busid for r in remembered.running.values() if isinstance(r.where, Lent)]
+        exports = [a for a in remembered.attachments if a.direction is Direction.EXPORT]
+        lent = [a.device.busid for a in exports]
         for number, fd in enumerate(left.pop(DESCRIPTOR_NAME, ())):
             if number:
                 os.close(fd)
@@ -142,6 +143,9 @@ class TakeOver:
                 log.info("still attached: %s", name_of(attachment))
                 return
             self._drop(running.where, device)
+        elif attachment.direction is Direction.EXPORT:
+            # It may have been on its way.
+            self._group.create_task(self._release(device.busid), name=f"release {device.busid}")
         if attachment.keep and not attachment.hub:
             self._attachments.begin(link, attachment)
         else:

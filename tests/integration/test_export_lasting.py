@@ -67,6 +67,25 @@ def test_killed_while_it_is_exported(w: World) -> None:
     assert w.desk.state()["devices"]["2-1"]["driver"] == "usb"
 
 
+def test_killed_while_another_one_is_on_its_way(w: World) -> None:
+    keyboard = export(w, "1-1")
+    assert w.systemd is not None
+    w.systemd.wait_stored(2)
+    w.pi.delay("enumerate", 6.0)
+    try:
+        pending = w.begin(ALICE, "Export", "ssa{sv}", "pi", "2-1", "0")
+        w.pi.wait(lambda s: len(s["ports"]) == 2)
+        kill(w)
+    finally:
+        w.pi.delay("enumerate", 0.0)
+    assert pending.answer().error
+    w.start_daemon()
+    w.desk.wait(lambda s: s["devices"]["2-1"]["driver"] == "usb", 40)
+    w.pi.wait(lambda s: len(s["ports"]) == 1, 40)
+    assert w.attachments() == [keyboard]
+    assert values(w, keyboard)["State"] == "attached"
+
+
 def test_killed_without_the_store(w: World) -> None:
     kept = export(w, "2-1", *KEEP)
     export(w, "1-1")
