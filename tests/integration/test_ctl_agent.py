@@ -36,7 +36,7 @@ def w(shared: World) -> Iterator[World]:
 
 
 def ctl(w: World, agent: str, *words: str) -> Done:
-    command, environment = line(w, ALICE, "--no-ask", *words)
+    command, environment = line(w, ALICE, *words)
     done = subprocess.run(
         command, env={**environment, "SSH_AUTH_SOCK": agent}, stdin=subprocess.DEVNULL,
         capture_output=True, text=True, timeout=SECONDS, check=False, cwd="/",
@@ -56,6 +56,12 @@ def test_it_is_used_where_the_daemon_s_key_is_refused(w: World, agent: PersonsAg
     # What persists has none, and is told of the daemon's key.
     done = ctl(w, path, "attach", "--persist", "pi", "2-1")
     assert (done.code, "PublicKey" in done.err) == (4, True), done
+
+
+def test_a_shell_completes_what_it_leads_to(w: World, agent: PersonsAgent) -> None:
+    words = ("complete", "--", "attach", "pi", "2")
+    assert ctl(w, str(agent.path), *words).out.startswith("2-1\t")
+    assert ctl(w, "", *words).out == ""
 
 
 def test_it_is_not_used_where_it_is_not_wanted_or_not_there(w: World, agent: PersonsAgent) -> None:

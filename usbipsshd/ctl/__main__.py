@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def _complete(words: Sequence[str]) -> int:
-    found = await candidates(Client(), words)
+    client = Client(ssh_agent=SshAgent.of(os.environ, Use.WHEN_REFUSED))
+    found = await candidates(client, words)
     Terminal(asks=False).say(*found)
     return Exit.OK
 
