@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -206,11 +207,17 @@ def test_what_goes_wrong_on_the_way_is_undone(w: World) -> None:
     export(w, "1-1")
 
 
-def test_the_agent_of_this_machine_is_killed(w: World) -> None:
+def agents_here(w: World) -> list[int]:
+    """The processes of the agent of this machine."""
+    return [p for p, words in command_lines() if words[-2:-1] == [os.fsencode(w.desk.root)]]
+
+
+@pytest.mark.parametrize("where", ["here", "there"])
+def test_an_agent_is_killed(w: World, where: str) -> None:
     w.desk.plug("1-1", STICK)
     path = export(w, "1-1", "keep", "b", "true")
     since = shown(w, path)["AttachedAt"]
-    agents = [p for p, words in command_lines() if words[-2:-1] == [os.fsencode(w.desk.root)]]
+    agents = agents_here(w) if where == "here" else w.agents()
     assert agents
     for pid in agents:
         with contextlib.suppress(ProcessLookupError):
@@ -220,9 +227,25 @@ def test_the_agent_of_this_machine_is_killed(w: World) -> None:
         told = shown(w, path)
         return bool(told["State"] == "attached" and told["AttachedAt"] > since)
 
-    wait_until(is_back, "it did not come back", 30)
+    wait_until(is_back, "it did not come back", 40)
     w.call(ALICE, "Detach", "sa{sv}", path, "0")
     w.check_clean()
+
+
+def test_nothing_runs_here_for_what_is_exported_no_longer(w: World) -> None:
+    w.desk.plug("1-1", STICK)
+    w.desk.plug("1-2", KEYBOARD)
+    paths = [export(w, "1-1"), export(w, "1-2")]
+    (folder,) = {
+        note.parent.parent
+        for note in Path("/run").glob("usbipssh.*/held/agent")
+        if os.fspath(w.desk.root) in note.read_text()
+    }
+    w.call(ALICE, "Detach", "sa{sv}", paths[0], "0")
+    assert agents_here(w)
+    w.call(ALICE, "Detach", "sa{sv}", paths[1], "0")
+    wait_until(lambda: not agents_here(w), "an agent is left")
+    assert not folder.exists()
 
 
 def test_its_caller_leaves(w: World) -> None:
