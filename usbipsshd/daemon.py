@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from usbipsshd.authority import Authority
+from usbipsshd.bus.asking import Asks
 from usbipsshd.bus.bindings import Bindings
 from usbipsshd.bus.connection import Connection
 from usbipsshd.bus.logind import Logind
@@ -85,8 +86,8 @@ class Daemon:
         """Serve until it is time to stop; return why the bus went, empty if it did not."""
         settings = self._settings
         bindings = Bindings(parts.attachments, parts.hubs, bus.callers)
-        authority = Authority(bus.call)
-        manager = Manager(parts.service, parts.lending, parts.resets, authority, bindings)
+        asks = Asks(Authority(bus.call))
+        manager = Manager(parts.service, parts.lending, parts.resets, asks, bindings)
         tree = ObjectTree(bus.emit, manager.dispatch(), _machine_id(settings.paths.machine_id))
         parts.publish(tree)
         parts.remember(settings.descriptors)

@@ -27,6 +27,7 @@ from integration.world import (
 )
 
 from usbipsshd.authority import MAX_QUESTIONS_PER_UID
+from usbipsshd.bus.asking import MAX_REFUSALS
 from usbipsshd.hubs import MAX_PER_UID as MAX_HUBS_PER_UID
 
 INTERACTIVE = 4
@@ -176,3 +177,18 @@ def test_one_users_questions(w: World) -> None:
 
     asyncio.run(main())
     wait_until(lambda: not [t for t in w.tasks() if t.startswith("call ")], "a call goes on")
+
+
+def test_refusals_do_not_fill_the_log(w: World) -> None:
+    async def main() -> None:
+        async with clients(w, BOB, 1) as (bob,):
+            for _ in range(10):
+                answers = await asyncio.gather(
+                    *(call(bob, "ListRemote", "ssa{sv}", "pi", "", {}) for _ in range(20))
+                )
+                assert {a.error_name for a in answers} == {STANDARD + "AccessDenied"}
+
+    asyncio.run(main())
+    told = [line for line in w.journal() if line["MESSAGE"].startswith(f"refused uid {BOB}")]
+    # A minute may have begun meanwhile.
+    assert 1 <= len(told) <= 3 * MAX_REFUSALS

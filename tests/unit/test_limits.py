@@ -18,6 +18,7 @@ from usbipsshd.address import Address
 from usbipsshd.attachment import Attachment, Direction
 from usbipsshd.authority import MAX_QUESTIONS, MAX_QUESTIONS_PER_UID, Action, Authority, Question
 from usbipsshd.bus import wire
+from usbipsshd.bus.asking import MAX_REFUSALS, REFUSAL_SECONDS, Seldom
 from usbipsshd.bus.callers import Callers
 from usbipsshd.bus.serving import Limits, Server
 from usbipsshd.bus.values import Call, Caller, Reply
@@ -234,6 +235,20 @@ def test_so_many_questions_at_a_time() -> None:
         await asyncio.gather(again, return_exceptions=True)
 
     run(main(), 30)
+
+
+def test_one_users_refusals_do_not_fill_the_log() -> None:
+    clock = [1000.0]
+    seldom = Seldom(lambda: clock[0])
+    assert [seldom.told(ALICE) for _ in range(MAX_REFUSALS)] == [0] * MAX_REFUSALS
+    assert [seldom.told(ALICE) for _ in range(500)] == [None] * 500
+    # Others have lines of their own.
+    assert seldom.told(BOB) == 0
+    clock[0] += REFUSAL_SECONDS
+    assert seldom.told(ALICE) == 500
+    assert seldom.told(ALICE) == 0
+    clock[0] += 3 * REFUSAL_SECONDS
+    assert seldom.told(BOB) == 0
 
 
 def test_many_who_just_came_do_not_keep_out_who_is_known() -> None:

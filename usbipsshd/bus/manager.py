@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 
 from usbipsshd.attachment import Attachment
-from usbipsshd.authority import Action, Authority, Question
+from usbipsshd.bus.asking import Asks, CallerAsks
 from usbipsshd.bus.bindings import Bindings
 from usbipsshd.bus.encode import (
     ATTACHMENTS,
@@ -21,17 +20,14 @@ from usbipsshd.bus.encode import (
     remote_path,
 )
 from usbipsshd.bus.objects import Handler
-from usbipsshd.bus.values import Call, Caller, Variant, options
+from usbipsshd.bus.values import Call, Variant, options
 from usbipsshd.callersagent import check_agent_socket
 from usbipsshd.errors import Code, UsbipError
 from usbipsshd.hub import Hub
-from usbipsshd.journal import Happening, tell
 from usbipsshd.lending import Lending
 from usbipsshd.links import PassedAgent
 from usbipsshd.resets import Resets
 from usbipsshd.service import AttachOptions, HubOptions, Service
-
-log = logging.getLogger(__name__)
 
 MANAGER = "org.usbipssh1.Manager"
 ATTACHMENT = "org.usbipssh1.Attachment"
@@ -64,48 +60,6 @@ _CONNECT = {"ssh-agent": "h"}
 """Options of what connects to a remote and has no others."""
 _SET_OPTIONS = {"keep": "b", "persist": "b"}
 _ADD_REMOTE = {"address": "s", "sudo": "b", "label": "s"}
-
-
-class CallerAsks:
-    """One call's dealings with polkit; see :class:`usbipsshd.service.Asking`."""
-
-    def __init__(self, authority: Authority, caller: Caller, *, interactive: bool) -> None:
-        self._authority = authority
-        self._caller = caller
-        self._question = Question(interactive)
-
-    @property
-    def uid(self) -> int:
-        """The caller's uid."""
-        return self._caller.uid
-
-    async def require(
-        self, actions: Sequence[Action], details: Mapping[str, str], *, more: bool = False
-    ) -> None:
-        """See :meth:`usbipsshd.service.Asking.require`."""
-        try:
-            await self._authority.check(self._caller, actions, details, self._question, more=more)
-        except UsbipError as error:
-            if error.code is Code.ACCESS_DENIED:
-                what = " ".join(a.value.removeprefix("org.usbipssh1.") for a in actions)
-                remote, busid = details.get("remote", ""), details.get("busid", "")
-                tell(
-                    log,
-                    Happening.REFUSED,
-                    f"refused uid {self.uid}: {what} on {remote or 'this machine'} {busid}".strip(),
-                    remote=remote,
-                    busid=busid,
-                    uid=self.uid,
-                )
-            raise
-
-    async def may(self, action: Action, details: Mapping[str, str]) -> bool:
-        """See :meth:`usbipsshd.service.Asking.may`."""
-        try:
-            await self._authority.check(self._caller, [action], details, Question(False))
-        except UsbipError:
-            return False
-        return True
 
 
 def _text(value: object) -> str:
@@ -155,14 +109,14 @@ class Manager:
         service: Service,
         lending: Lending,
         resets: Resets,
-        authority: Authority,
+        asks: Asks,
         bindings: Bindings,
     ) -> None:
         self._service = service
         self._lending = lending
         self._resets = resets
         self._bindings = bindings
-        self._authority = authority
+        self._asking = asks
 
     def dispatch(self) -> dict[tuple[str, str], Handler]:
         """The handlers by interface and member."""
@@ -186,7 +140,7 @@ class Manager:
         }
 
     def _asks(self, call: Call) -> CallerAsks:
-        return CallerAsks(self._authority, call.caller, interactive=call.interactive)
+        return self._asking.of(call)
 
     async def _list_remote(self, call: Call) -> Sequence[object]:
         remote, pattern = _text(call.args[0]), _text(call.args[1])
