@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the tests of exports share: a stick of desk's, and a program on pi that writes to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from vm.faults import eventually
+from vm.testbed.desk import Desk
+from vm.testbed.pi import Pi
+
+SERIAL = "DESK0001"
+PORT = "2"
+STATUS = "/run/testbed-export"
+WRITER = (
+    'n=0; while [ ! -e "$2.stop" ]; do'
+    ' dd if=/dev/zero of="$1" bs=4096 seek=$((n % 2048)) count=1'
+    " conv=fsync,nocreat,notrunc 2>/dev/null ||"
+    ' { echo "$n failed" >"$2"; exit; }; n=$((n+1)); echo "$n runs" >"$2"; done;'
+    ' echo "$n stopped" >"$2"'
+)
+
+
+def busid_of(desk: Desk) -> str:
+    """Wait until desk has the stick."""
+    found: list[str] = []
+
+    def there() -> bool:
+        found[:] = [d["busid"] for d in desk.list_local("alice", SERIAL)]
+        return bool(found)
+
+    eventually(there, 60, "desk's stick is there")
+    desk.disk_of(found[0])
+    return found[0]
+
+
+def export(desk: Desk, pattern: str, user: str = "alice", **options: bool) -> str:
+    given: dict[str, tuple[str, object]] = {k: ("b", v) for k, v in options.items()}
+    (path,) = desk.manager(user, "Export", "pi", pattern, options=given, timeout=180)
+    return str(path)
+
+
+def disk(desk: Desk, path: str) -> str:
+    """The stick's node on pi."""
+    (node,) = (n for n in desk.attachment(path)["DeviceNodes"] if n.startswith("/dev/sd"))
+    return str(node)
+
+
+def written(pi: Pi) -> tuple[int, str]:
+    """How many blocks were written there, and how the writer is."""
+    number, _, told = pi.shell('cat "$1" 2>/dev/null || echo 0 runs', STATUS).strip().partition(" ")
+    return int(number or 0), told
+
+
+def goes_on(pi: Pi, blocks: int = 5) -> None:
+    """Wait until that many more blocks are written."""
+    begun = written(pi)[0]
+    eventually(lambda: written(pi)[0] >= begun + blocks, 60, f"blocks are written: {written(pi)}")
+
+
+@contextmanager
+def being_written(pi: Pi, node: str) -> Iterator[None]:
+    """A program on pi writes block after block while the block runs."""
+    pi.shell(
+        'rm -f "$1" "$1.stop"; exec systemd-run -q --collect --unit testbed-export'
+        ' sh -c "$2" sh "$3" "$1"',
+        STATUS, WRITER, node,
+    )  # fmt: skip
+    try:
+        goes_on(pi)
+        yield
+    finally:
+        pi.run("touch", f"{STATUS}.stop")
+        eventually(lambda: written(pi)[1] != "runs", 60, "the writer ends")
