@@ -1488,7 +1488,6 @@ ports() {
                     ;;
             esac
             number "$port" && number "$state" || continue
-            # Before 4.13 what is used has no column for the speed's other half.
             port=${port#"${port%%[!0]*}"}
             ports="$ports${port:-0} $pool ${state#"${state%%[!0]*}"} $devid ${rest##* }$nl"
         done 2>/dev/null <"$place"
