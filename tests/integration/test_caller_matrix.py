@@ -79,9 +79,15 @@ def attachment(w: World) -> str:
 
 
 def hub(w: World) -> str:
-    """A hub of root's."""
+    """A hub of root's, with all that it has to attach."""
     found: str = w.call(0, "AttachAll", "ssa{sv}", "pi", "2-1", "0")
+    wait_until(lambda: states(w) == ["attached"], "the hub attaches nothing", 30)
     return found
+
+
+def states(w: World) -> list[str]:
+    """Of every attachment."""
+    return [w.get(path, ATTACHMENT, "State") for path in w.attachments()]
 
 
 def another(w: World) -> str:
@@ -262,11 +268,7 @@ def test_a_method_by_everybody(w: World, number: int) -> None:
 
 def test_every_property_is_everybodys_to_read_and_nobodys_to_set(w: World) -> None:
     paths = {"Manager": ROOT, "Remote": f"{ROOT}/remote/pi", "Hub": hub(w)}
-    wait_until(w.attachments, "the hub attaches nothing")
     paths["Attachment"] = w.attachments()[0]
-    wait_until(
-        lambda: w.get(paths["Attachment"], ATTACHMENT, "State") == "attached", "not attached"
-    )
     for short, names in READABLE.items():
         interface = PREFIX + short
         assert interface in (MANAGER, ATTACHMENT, HUB, REMOTE)
