@@ -7,7 +7,6 @@ import asyncio
 import os
 import xml.etree.ElementTree as ET
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -200,10 +199,7 @@ def test_thirty_megabytes(w: World) -> None:
             assert len(answer.body[0]) < 400
 
     run(w, talk)
-    assert w.daemon is not None
-    lines = Path(f"/proc/{w.daemon.pid}/status").read_text().splitlines()
-    resident = next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
-    assert resident < 100_000
+    assert w.resident() < 100_000
 
 
 def test_stray_descriptors(w: World) -> None:

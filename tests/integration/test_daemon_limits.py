@@ -7,7 +7,6 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,15 +60,8 @@ async def call(client: Any, member: str, signature: str, *args: object, **more: 
     return await client_call(client, NAME, ROOT, MANAGER, member, signature, *args, **more)
 
 
-def resident(w: World) -> int:
-    """KiB of memory that the daemon has."""
-    assert w.daemon is not None
-    lines = Path(f"/proc/{w.daemon.pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
-
-
 def test_a_thousand_calls_at_once(w: World) -> None:
-    before = resident(w)
+    before = w.resident()
 
     async def main() -> Counter[str]:
         async with clients(w, ALICE, 40) as alices, clients(w, BOB, 1) as (bob,):
@@ -91,7 +83,7 @@ def test_a_thousand_calls_at_once(w: World) -> None:
     assert set(errors) <= {"", TOO_MUCH}
     assert errors[""] >= 32
     assert len(w.list()) == 1
-    assert resident(w) < before + 16_000
+    assert w.resident() < before + 16_000
 
 
 def test_tight_loops(w: World) -> None:
@@ -127,9 +119,9 @@ def test_tight_loops(w: World) -> None:
             return sum(await asyncio.gather(*loops))
 
     assert asyncio.run(main(4))
-    files, before = w.descriptors(), resident(w)
+    files, before = w.descriptors(), w.resident()
     assert asyncio.run(main(12)) > 4
-    assert resident(w) < before + 4_000
+    assert w.resident() < before + 4_000
     wait_until(lambda: w.descriptors() <= files, "descriptors stay open")
     wait_until(lambda: not [t for t in w.tasks() if t.startswith("call ")], "a call goes on")
 

@@ -10,7 +10,6 @@ import asyncio
 import os
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,18 +115,11 @@ def methods(w: World) -> list[tuple[str, str, str, str]]:
     return found
 
 
-def resident(w: World) -> int:
-    """KiB of memory that the daemon has."""
-    assert w.daemon is not None
-    lines = Path(f"/proc/{w.daemon.pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
-
-
 @pytest.mark.parametrize("uid", [0, NOBODY], ids=["root", "nobody"])
 def test_made_up_arguments(w: World, uid: int) -> None:
     w.attach("2-1", 0)
     assert w.daemon is not None
-    pid, before = w.daemon.pid, resident(w)
+    pid, before = w.daemon.pid, w.resident()
     every = methods(w)
     assert {"ListRemote", "SetOptions", "GetStatistics", "Set", "Ping"} <= {m[2] for m in every}
     calls = st.sampled_from(every).flatmap(
@@ -169,7 +161,7 @@ def test_made_up_arguments(w: World, uid: int) -> None:
     assert w.daemon.poll() is None
     assert w.daemon.pid == pid
     assert "Traceback" not in w.log()
-    assert resident(w) < before + 20_000
+    assert w.resident() < before + 20_000
     for path in w.objects():
         name = path.rpartition("/")[2]
         if "/remote/" in path and name != "pi":

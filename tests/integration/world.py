@@ -291,6 +291,12 @@ class World:
         found: Names = json.loads(fifo.read_text())
         return found
 
+    def resident(self) -> int:
+        """KiB of memory that the daemon has."""
+        assert self.daemon is not None
+        lines = Path(f"/proc/{self.daemon.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
     def descriptors(self) -> int:
         """How many files the daemon has open."""
         assert self.daemon is not None
