@@ -195,11 +195,13 @@ def test_after_a_reboot_what_persists_is_back_and_nothing_else(w: World) -> None
     assert w.systemd is not None
     w.systemd.wait_stored(1)
     assert w.stop_daemon(signal.SIGKILL) != 0
-    # What a reset leaves: nothing below /run, no session, nothing attached.
+    # What a reset leaves: nothing below /run, no session, nothing attached, no bus held.
     w.systemd.drop_store()
     wait_until(lambda: not w.sessions(), "a session stays")
     for file in (w.folder / "run").iterdir():
         file.unlink()
+    for bus in (w.desk.root / "bus/usb/devices").glob("usb*"):
+        (bus / "authorized_default").write_text("1")
     w.start_daemon()
     wait_until(w.attachments, "nothing is back")
     (again,) = w.attachments()
