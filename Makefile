@@ -14,7 +14,7 @@ AUDIT := $(USBIPSSHD_CACHE)/audit
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E)
 RUN := $(AS_ROOT) env PYTHONPATH=.:tests:tests/vm PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 
-.PHONY: help check test lint format unit test-debian test-newest test-vm test-faults bench demo deb audit reproducible fuzz fuzz-short \
+.PHONY: help check test lint format unit test-debian test-newest test-vm test-faults test-pairs bench demo deb audit reproducible fuzz fuzz-short \
 	install uninstall clean setup setup-build setup-lint setup-test setup-newest setup-vm
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo 'make test-vm    the virtual machines alone'
 	@echo 'make test-faults  cables, networks and machines that fail: half an hour'
 	@echo 'make fuzz       what is parsed from outside, for FUZZ_SECONDS (now $(FUZZ_SECONDS)) each'
+	@echo 'make test-pairs  every shell, ssh server and connecting program on the remote'
 	@echo 'make bench      speed and memory, next to ssh itself'
 	@echo 'make deb        dist/usbipsshd_*.deb and dist/usbipssh-tray_*.deb'
 	@echo 'make install    without a package: PREFIX (now $(PREFIX)), DESTDIR; make uninstall'
@@ -87,6 +88,10 @@ fuzz-short: FUZZ_SECONDS := 3
 
 demo: setup-vm deb
 	@$(RUN) $(DEBIAN) tests/vm/demo.py
+
+# Each connector with each shell and each ssh server on the remote: prints what README has of it
+test-pairs: setup-vm deb
+	@tools/run-pytest $@ $(DEBIAN) 2400 tests/vm/test_main_pairs.py
 
 bench: setup-test
 	@$(RUN) $(DEBIAN) tests/bench/run.py

@@ -2129,7 +2129,9 @@ hello() {
     done
     connectors=
     for name in perl python3 socat ncat bash; do
-        command -v "$name" >/dev/null 2>&1 && connectors="$connectors${connectors:+,}$name"
+        # What busybox's "command -v" names may be a file that nobody can run.
+        value=$(command -v "$name" 2>/dev/null) && [ -x "$value" ] &&
+            connectors="$connectors${connectors:+,}$name"
     done
     if [ -z "$connectors" ] && command -v busybox >/dev/null 2>&1; then
         case $(busybox nc --help 2>&1 </dev/null) in

@@ -37,6 +37,8 @@ class Desk(UsbMachine):
     address: ClassVar[str] = systems.DESK_ADDRESS
     number: ClassVar[int] = 2
     memory: ClassVar[int] = 768
+    # AppArmor tells what it denies through the kernel's audit lines, without anybody auditing.
+    kernel_line: ClassVar[str] = "lsm=capability,apparmor"
 
     def disk(self) -> Path:
         return self.images.desk
@@ -238,6 +240,23 @@ class Desk(UsbMachine):
     def journal(self, unit: str = "usbipsshd") -> str:
         """What a unit has logged since this machine booted."""
         return self.run("journalctl", "--no-pager", "-o", "cat", "-u", f"{unit}*", timeout=60)
+
+    @contextmanager
+    def confined(self) -> Iterator[None]:
+        """The package's AppArmor profiles are loaded and enforced meanwhile."""
+        profiles = "/etc/apparmor.d/usbipsshd"
+        self.run("apparmor_parser", "-r", profiles, timeout=180)
+        self.stop_daemon()
+        try:
+            yield
+        finally:
+            self.stop_daemon()
+            self.run("apparmor_parser", "-R", profiles, timeout=180)
+
+    def denied(self, since: int = 0) -> list[str]:
+        """What AppArmor has denied since the console had so many characters."""
+        lines = self.console_text()[since:].splitlines()
+        return [line for line in lines if 'apparmor="DENIED"' in line]
 
 
 def _word(value: object) -> str:

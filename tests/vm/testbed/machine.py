@@ -29,7 +29,7 @@ TROUBLE = re.compile(
 
 KERNEL_LINE = (
     "console=ttyS0 quiet net.ifnames=0 mitigations=off no_timer_check tsc=reliable"
-    " random.trust_cpu=on audit=0 lsm=capability rcupdate.rcu_expedited=1 fsck.mode=skip"
+    " random.trust_cpu=on rcupdate.rcu_expedited=1 fsck.mode=skip"
     " systemd.show_status=no"
 )
 

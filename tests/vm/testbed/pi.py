@@ -70,7 +70,7 @@ class Pi(UsbMachine):
     number: ClassVar[int] = 1
     memory: ClassVar[int] = 512
     # QEMU's hub answers nothing for a while when it wakes up (error -110), attached or not.
-    kernel_line: ClassVar[str] = "usbcore.autosuspend=-1"
+    kernel_line: ClassVar[str] = "audit=0 lsm=capability usbcore.autosuspend=-1"
 
     def disk(self) -> Path:
         return self.images.pi
