@@ -75,7 +75,7 @@ test-newest: setup-test setup-newest
 		tests/unit tests/integration tests/fuzz tests/desktop
 
 test-vm: setup-vm deb
-	@tools/run-pytest $@ $(DEBIAN) 3000 tests/vm -m 'not long'
+	@tools/run-pytest $@ $(DEBIAN) 3900 tests/vm -m 'not long'
 
 # What may go wrong between two machines, also what takes too long to be part of test
 test-faults: setup-vm deb
