@@ -67,15 +67,16 @@ _WHAT = {
 }
 
 
-def details(remote: str, device: Device | None = None, name: str = "") -> dict[str, str]:
+def details(
+    remote: str, device: Device | None = None, name: str = "", classes: Sequence[str] = ()
+) -> dict[str, str]:
     """What the rules may look at, and what the questions name.
 
     ``name`` is the device's name from this machine's usb.ids, never what a remote said, or,
-    without a device, what there is instead. ``device.classes`` is every interface's class,
-    subclass and protocol in hex, once, such as ``030101 030000``. Ids are four hex digits. All
-    keys are always there.
+    without a device, what there is instead. ``classes`` is every interface's class, subclass and
+    protocol in hex, of all configurations, such as ``030101``. Ids are four hex digits. All keys
+    are always there.
     """
-    classes = dict.fromkeys("%02x%02x%02x" % i.triple for i in device.interfaces) if device else ()
     return {
         "remote": remote,
         "busid": device.busid if device else "",

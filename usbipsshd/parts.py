@@ -125,16 +125,7 @@ class Parts:
         self.resets = Resets(
             self.service, usb, chooser, LocalResetter(usb, exporter, events, paths.mountinfo)
         )
-
-        self.lending = Lending(
-            store=self._store,
-            links=self._links,
-            attachments=self.attachments,
-            usb=usb,
-            ids=ids,
-            chooser=chooser,
-            keep=self._memory.write,
-        )
+        self.lending = Lending(self.service, usb, chooser)
 
     def _sleep_waits(self) -> bool:
         return self.holds_sleep()

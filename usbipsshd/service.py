@@ -15,8 +15,9 @@ from typing import Protocol
 
 from usbipsshd.attachment import Attachment, Direction, State
 from usbipsshd.attachments import Attachments
-from usbipsshd.authority import Action
+from usbipsshd.authority import Action, details
 from usbipsshd.chooser import Chooser, changed, summary_of
+from usbipsshd.descriptors import Summary
 from usbipsshd.device import Device, is_busid
 from usbipsshd.errors import Code, UsbipError
 from usbipsshd.exporter import LocalExporter
@@ -24,6 +25,7 @@ from usbipsshd.hostkey import fetch_host_key
 from usbipsshd.hub import Hub
 from usbipsshd.hubs import Hubs
 from usbipsshd.launcher import Launcher
+from usbipsshd.link import Link
 from usbipsshd.links import Links, PassedAgent
 from usbipsshd.localusb import LocalUsb
 from usbipsshd.pattern import Pattern
@@ -76,6 +78,12 @@ class AttachOptions:
     expect_product_id: int | None = None
     bound_to: str = ""
     """The caller's name on the bus if the attachment lives no longer than that."""
+
+    def expects(self, device: Device) -> bool:
+        """Whether it is what the caller meant, as far as that was said."""
+        return self.expect_vendor_id in (None, device.vendor_id) and (
+            self.expect_product_id in (None, device.product_id)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,15 +190,12 @@ class Service:
                 device = await self._chooser.one(
                     RemoteUsb(session, name), name, parsed, self._is_free(name)
                 )
-            expected = options.expect_vendor_id in (
-                None,
-                device.vendor_id,
-            ) and options.expect_product_id in (None, device.product_id)
-            if not expected:
+            if not options.expects(device):
                 raise changed(name, device)
-            details, action = self._details(found, device)
+            about, summary = self.details_of(name, device)
+            action = Action.ATTACH_INPUT if summary.can_type_or_network else Action.ATTACH
             managing = [Action.MANAGE_REMOTES] if options.persist else []
-            await asking.require([*managing, action], details)
+            await asking.require([*managing, action], about)
             attachment = Attachment(
                 self.attachments.number(),
                 name,
@@ -205,13 +210,19 @@ class Service:
                 private=link.private,
                 bound_to=options.bound_to,
             )
-            self.attachments.begin(link, attachment)
-            if options.persist and not self._keep():
-                await self.attachments.detach(attachment, asking.uid)
-                raise cannot_keep()
-            # By then the attachment itself keeps the link.
-            await self.attachments.usable(attachment)
+            await self.begin(link, attachment)
         return attachment
+
+    async def begin(self, link: Link, attachment: Attachment) -> None:
+        """Begin what was authorized, write it down if it persists, and wait until it is usable.
+
+        From then on the attachment itself keeps the link.
+        """
+        self.attachments.begin(link, attachment)
+        if attachment.persist and not self._keep():
+            await self.attachments.detach(attachment, attachment.owner_uid)
+            raise _cannot_keep()
+        await self.attachments.usable(attachment)
 
     def _is_free(self, remote: str) -> Callable[[Device], bool]:
         return lambda device: self.attachments.at(remote, device.busid) is None
@@ -250,22 +261,20 @@ class Service:
             self.hubs.begin(link, hub)
             if options.persist and not self._keep():
                 await self.hubs.detach(hub, asking.uid)
-                raise cannot_keep()
+                raise _cannot_keep()
             await self.hubs.watching(hub)
         return hub
 
-    def _details(self, remote: Remote, device: Device) -> tuple[dict[str, str], Action]:
-        """What polkit's rules are told of an attach, and which action it is."""
-        summary = summary_of(remote.name, device)
-        details = {
-            "remote": remote.name,
-            "busid": device.busid,
-            "device.vendor-id": f"{device.vendor_id:04x}",
-            "device.product-id": f"{device.product_id:04x}",
-            "device.classes": " ".join(summary.classes),
-            "device.name": self._ids.title(device.vendor_id, device.product_id),
-        }
-        return details, Action.ATTACH_INPUT if summary.can_type_or_network else Action.ATTACH
+    def details_of(
+        self, remote: str, device: Device, machine: str = ""
+    ) -> tuple[dict[str, str], Summary]:
+        """What polkit's rules are told of a device, and what it can do.
+
+        ``machine`` has it, or the remote. Raises :exc:`UsbipError` for one that is never attached.
+        """
+        summary = summary_of(machine or remote, device)
+        title = self._ids.title(device.vendor_id, device.product_id)
+        return details(remote, device, title, summary.classes), summary
 
     async def set_options(
         self, asking: Asking, attachment: Attachment, keep: bool | None, persist: bool | None
@@ -287,13 +296,13 @@ class Service:
         others = [] if attachment.owner_uid == asking.uid else [Action.DETACH_OTHERS]
         managing = [Action.MANAGE_REMOTES] if persists and not attachment.persist else []
         if others or managing:
-            details, _ = self._details(self.store.find(attachment.remote), attachment.device)
-            await asking.require([*managing, *others], details)
+            about, _ = self.details_of(attachment.remote, attachment.device)
+            await asking.require([*managing, *others], about)
         before = attachment.keep, attachment.persist
         self.attachments.set_options(attachment, keep=keeps, persist=persists)
         if persists and not self._keep():
             self.attachments.set_options(attachment, keep=before[0], persist=before[1])
-            raise cannot_keep()
+            raise _cannot_keep()
 
     async def detach(self, asking: Asking, attachment: Attachment) -> None:
         """Detach one device and wait until it was given back."""
@@ -347,14 +356,14 @@ class Service:
 
     @staticmethod
     async def _owns(asking: Asking, owner_uid: int, remote: str, busid: str) -> bool:
-        details = {"remote": remote, "busid": busid}
-        return owner_uid == asking.uid or await asking.may(Action.DETACH_OTHERS, details)
+        about = {"remote": remote, "busid": busid}
+        return owner_uid == asking.uid or await asking.may(Action.DETACH_OTHERS, about)
 
     async def may_detach(self, asking: Asking, attachment: Attachment) -> None:
         """Return if the caller may take an attachment from its owner; else raise."""
         if attachment.owner_uid != asking.uid:
-            details, _ = self._details(self.store.find(attachment.remote), attachment.device)
-            await asking.require([Action.DETACH_OTHERS], details)
+            about, _ = self.details_of(attachment.remote, attachment.device)
+            await asking.require([Action.DETACH_OTHERS], about)
 
     async def unbind(
         self, asking: Asking, remote: str, pattern: str, agent: PassedAgent | None = None
@@ -485,7 +494,7 @@ def no_agent_later() -> UsbipError:
     )
 
 
-def cannot_keep() -> UsbipError:
+def _cannot_keep() -> UsbipError:
     """The error for an attachment that is to persist and cannot be written down."""
     return UsbipError(
         Code.FAILED,

@@ -73,11 +73,12 @@ class Scene:
         remote: str = "pi",
     ) -> Code | None:
         """The error's code, or None for yes."""
+        classes = ["%02x%02x%02x" % i.triple for i in device.interfaces] if device else []
         try:
             await self.authority.check(
                 self.caller,
                 actions,
-                details(remote, device, "a thing"),
+                details(remote, device, "a thing", classes),
                 question or Question(interactive=False),
                 more=more,
             )

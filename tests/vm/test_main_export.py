@@ -57,19 +57,17 @@ def test_what_is_mounted_here_is_unmounted_or_left_alone(pi: Pi, desk: Desk, sti
         with pytest.raises(CallFailed) as busy:
             export(desk, SERIAL, unmount=False)
         assert busy.value.name.endswith("DeviceBusy")
-        with_file = desk.ssh.start(
-            "sh", "-c", 'exec 3<"$1"; echo open; exec sleep 60', "sh", folder
-        )
+        with_file = desk.ssh.start("sh", "-c", 'exec 3<"$1"; echo $$; exec sleep 60', "sh", folder)
+        assert with_file.stdout is not None
+        pid = with_file.stdout.readline().decode().strip()
         try:
-            assert with_file.stdout is not None
-            assert with_file.stdout.readline() == b"open\n"
             with pytest.raises(CallFailed) as used:
                 export(desk, SERIAL)
             assert used.value.name.endswith("DeviceBusy")
             assert "sleep" in used.value.message
         finally:
             with_file.terminate()
-            desk.shell("pkill -x sleep || :")
+            desk.run("kill", pid)
     with_mount = desk.shell('mkdir -p /run/testbed-mount; mount "$1" /run/testbed-mount', node)
     assert with_mount == ""
     path = export(desk, SERIAL)

@@ -39,7 +39,7 @@ PORT = 2222
 _SERVER = """
 cd "$0"
 mount --bind "$1" /usr/bin/dash
-for name in perl bash; do mount --bind nothing "/usr/bin/$name"; done
+for name in perl bash; do [ "$name" = "$2" ] || mount --bind nothing "/usr/bin/$name"; done
 mount -t tmpfs -o mode=755 none /usr/local/sbin
 ln -s "$3" "/usr/local/sbin/$2"
 shift 3
