@@ -8,7 +8,7 @@ from time import monotonic
 
 import pytest
 from vm.exports import PORT, SERIAL, being_written, busid_of, disk, export, goes_on, written
-from vm.faults import Log, eventually, state
+from vm.faults import Log, Remote, eventually, state
 from vm.testbed.desk import Desk
 from vm.testbed.pair import Pair
 from vm.testbed.pi import Pi
@@ -92,4 +92,40 @@ def test_what_is_killed_here_costs_a_moment_and_leaves_nothing(
 
     eventually(is_back, 90, "it is attached again")
     assert desk.detach("alice", path) == 1
+    assert (pi.taken_ports(), desk.exported()) == ([], [])
+
+
+def test_an_agent_killed_on_the_remote_costs_a_moment(
+    pi: Pi, desk: Desk, stick: str, remote_before: Remote
+) -> None:
+    path = export(desk, SERIAL, keep=True)
+    since = desk.attachment(path)["AttachedAt"]
+    remote_before.kill(*remote_before.agent())
+
+    def is_back() -> bool:
+        now = desk.attachment(path)
+        return bool(now["State"] == "attached" and now["AttachedAt"] > since)
+
+    eventually(is_back, 90, "it is attached again")
+    assert len(pi.taken_ports()) == 1
+    assert desk.detach("alice", path) == 1
+    assert (pi.taken_ports(), desk.exported()) == ([], [])
+
+
+def test_what_persists_is_given_back_and_comes_again(pi: Pi, desk: Desk, stick: str) -> None:
+    before = desk.attachment(export(desk, SERIAL, "root", persist=True))
+    desk.run("systemctl", "stop", "usbipsshd.service", timeout=120)
+    eventually(lambda: desk.exported() == [], 30, "desk has it again")
+    eventually(lambda: pi.taken_ports() == [], 30, "its port there is free")
+    desk.run("systemctl", "start", "usbipsshd.service", timeout=120)
+
+    def exports() -> list[str]:
+        return [path for path in desk.objects() if "/attachment/" in path]
+
+    eventually(lambda: [state(desk, path) for path in exports()] == ["attached"], 90, "it is back")
+    (path,) = exports()
+    after = desk.attachment(path)
+    for name in ("Direction", "Pattern", "OwnerUid", "Keep", "Persist", "Serial"):
+        assert after[name] == before[name], name
+    assert desk.detach("root", path) == 1
     assert (pi.taken_ports(), desk.exported()) == ([], [])

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""desk sleeps, with logind's word and its memory alone powered, and wakes up again."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+from vm.faults import KEYBOARD, PERSON, STICK, Scene, eventually, state
+
+SLEEP_SECONDS, WAKE_SECONDS = 90.0, 120.0
+
+
+def _power(scene: Scene) -> str:
+    """What QEMU says of desk: running, or suspended."""
+    with scene.desk.qmp() as qmp:
+        return str(qmp.command("query-status")["status"])
+
+
+def test_desk_sleeps(scene: Scene) -> None:
+    pi, desk, stick = scene.pi, scene.desk, scene.stick
+    attachment = desk.attach(PERSON, STICK, keep=True)
+    other = desk.attach(PERSON, KEYBOARD, keep=True)
+    stick.begin(attachment)
+    count = stick.stop()
+    stick.unmount()
+    with scene.times.row("desk sleeps and wakes up, with two devices") as row:
+        begun = monotonic()
+        desk.run("systemctl", "suspend", "--no-block")
+        eventually(lambda: _power(scene) == "suspended", SLEEP_SECONDS, "desk sleeps")
+        slept = monotonic() - begun
+        # Given back before, not because the other end fell silent.
+        assert pi.exports_left() == []
+        assert pi.interface_drivers(STICK) == {f"{STICK}:1.0": "usb-storage"}
+        woken = monotonic()
+        with desk.qmp() as qmp:
+            qmp.command("system_wakeup")
+        for path in (attachment, other):
+            back = eventually(
+                lambda path=path: state(desk, path) == "attached",  # type: ignore[misc]
+                WAKE_SECONDS,
+                "it is attached again",
+            )
+        row.usable = back - woken
+        assert "PM: suspend exit" in desk.run("dmesg")
+        stick.check_again(attachment, count)
+        row.outcome = f"asleep {slept:.0f} s after it was told to; given back before, both are back"
+    assert desk.detach(PERSON, attachment) == 1
+    assert desk.detach(PERSON, other) == 1
