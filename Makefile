@@ -22,7 +22,7 @@ help:
 	@echo 'make check      linters, types and unit tests: the quick part'
 	@echo 'make test       everything: also integration tests and virtual machines'
 	@echo 'make test-vm    the virtual machines alone'
-	@echo 'make test-faults  cables, networks and machines that fail: half an hour'
+	@echo 'make test-faults  cables, networks and machines that fail: about an hour'
 	@echo 'make fuzz       what is parsed from outside, for FUZZ_SECONDS (now $(FUZZ_SECONDS)) each'
 	@echo 'make test-pairs  every shell, ssh server and connecting program on the remote'
 	@echo 'make bench      speed and memory, next to ssh itself'
