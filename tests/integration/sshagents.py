@@ -24,7 +24,8 @@ from usbipsshd.bus.wire import library
 
 WITH = "ssh-agent"
 BODIES = {"ListRemote": "ssa{sv}", "Attach": "ssa{sv}", "AttachAll": "ssa{sv}",
-          "Unbind": "ssa{sv}", "Preflight": "sa{sv}"}  # fmt: skip
+          "Export": "ssa{sv}", "Unbind": "ssa{sv}", "Reset": "ssa{sv}",
+          "Preflight": "sa{sv}"}  # fmt: skip
 """What can bring an agent, and its arguments."""
 
 

@@ -165,7 +165,7 @@ class Manager:
         remote, pattern = _text(call.args[0]), _text(call.args[1])
         given = options(call.args[2], _ATTACH)
         attachment = await self._lending.export(
-            self._asks(call), remote, pattern, _attach_options(call, given)
+            self._asks(call), remote, pattern, _attach_options(call, given), _agent(call, given)
         )
         return self._attached(call, attachment)
 
