@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import inspect
 import json
 import logging
 import os
@@ -132,12 +133,22 @@ def main() -> int:
     return status
 
 
+def _within(task: asyncio.Task[object]) -> list[str]:
+    """The functions that wait for one another, the innermost last."""
+    found: list[str] = []
+    inner: object = task.get_coro()
+    while inspect.iscoroutine(inner):
+        found.append(inner.__qualname__)
+        inner = inner.cr_await
+    return found
+
+
 async def _run(settings: Settings, tasks: Path) -> None:
-    """Run; at SIGUSR1 the names of the tasks go into the fifo ``tasks``."""
+    """Run; at SIGUSR1 the tasks, each by its name and what it is in, go into the fifo ``tasks``."""
 
     def tell() -> None:
-        names = sorted(t.get_name() for t in asyncio.all_tasks())
-        tasks.write_text(json.dumps(names))
+        found = sorted((task.get_name(), _within(task)) for task in asyncio.all_tasks())
+        tasks.write_text(json.dumps(found))
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, tell)
     await Daemon(settings).run()

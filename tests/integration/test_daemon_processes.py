@@ -169,7 +169,8 @@ def test_a_session_that_stops_answering_is_ended(w: World) -> None:
     pid = session_of(w, "pi")
     os.kill(pid, signal.SIGSTOP)
     call = w.begin(ALICE, "ListRemote", "ssa{sv}", "pi", "", "0")
-    wait_until(lambda: "call ListRemote" in w.tasks(), "the call did not begin")
+    # Before that it would be asked of the next session.
+    wait_until(lambda: w.within("call ListRemote", "Session.request"), "it is not asked")
     os.kill(pid, signal.SIGKILL)
     answer = call.answer()
     assert answer.error.startswith(ERROR), answer

@@ -44,6 +44,7 @@ STANDARD_CODES = frozenset(
 
 Pids = list[int]
 Names = list[str]
+Tasks = list[tuple[str, Names]]
 """Under other names, for World has a list of its own."""
 
 ALICE, BOB, CAROL = 61001, 61002, 61003
@@ -283,13 +284,19 @@ class World:
 
     def tasks(self) -> Names:
         """Names of the daemon's tasks that run now."""
+        return [name for name, _ in self._tasks()]
+
+    def within(self, task: str, function: str) -> bool:
+        """Whether a task of that name is in a function: ``Class.method``."""
+        return any(name == task and function in inside for name, inside in self._tasks())
+
+    def _tasks(self) -> Tasks:
         assert self.daemon is not None
         fifo = self.folder / "tasks"
         if not fifo.exists():
             os.mkfifo(fifo)
         self.daemon.send_signal(signal.SIGUSR1)
-        found: Names = json.loads(fifo.read_text())
-        return found
+        return [(name, inside) for name, inside in json.loads(fifo.read_text())]
 
     def resident(self) -> int:
         """KiB of memory that the daemon has."""
