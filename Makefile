@@ -7,6 +7,7 @@ USBIPSSHD_CACHE ?= /var/cache/usbipsshd-testbed
 export USBIPSSHD_CACHE
 
 FUZZ_SECONDS ?= 600
+FUZZ_SEED ?= 0
 
 DEBIAN := /usr/bin/python3
 NEWEST := $(USBIPSSHD_CACHE)/newest
@@ -81,10 +82,12 @@ test-vm: setup-vm deb
 test-faults: setup-vm deb
 	@tools/run-pytest $@ $(DEBIAN) 5400 tests/vm/test_fault_*.py
 
-# What is parsed from outside, each for FUZZ_SECONDS; what fails is left in build/fuzz
+# What is parsed from outside, each for FUZZ_SECONDS; what fails is left in build/fuzz. The short
+# run is the same each time: what is found elsewhere is for the long one to tell
 fuzz fuzz-short: setup-test setup-newest
-	@PYTHONPATH=.:tests PYTHONDONTWRITEBYTECODE=1 $(NEWEST)/bin/python tests/fuzz/run.py $(FUZZ_SECONDS)
+	@PYTHONPATH=.:tests PYTHONDONTWRITEBYTECODE=1 $(NEWEST)/bin/python tests/fuzz/run.py $(FUZZ_SECONDS) $(FUZZ_SEED)
 fuzz-short: FUZZ_SECONDS := 3
+fuzz-short: FUZZ_SEED := 1
 
 demo: setup-vm deb
 	@$(RUN) $(DEBIAN) tests/vm/demo.py

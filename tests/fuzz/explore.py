@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Let a fuzzer that sees which code runs (atheris, libFuzzer) look for what a target can't take.
 
-    explore.py TARGET SECONDS FOLDER
+    explore.py TARGET SECONDS SEED FOLDER
 
 Begins with the corpus; keeps in FOLDER what runs other code, and what fails as ``FOLDER-…``.
 """
@@ -23,11 +23,12 @@ CORPUS = Path(__file__).with_name("corpus")
 
 def main() -> None:
     """Explore until the time is over; never returns."""
-    name, seconds, found = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+    name, seconds, seed, found = sys.argv[1], int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
     logging.disable(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="usbipsshd-fuzz.") as folder:
         options = [
             f"-max_total_time={seconds}",
+            f"-seed={seed}",
             f"-max_len={LONGEST}",
             f"-artifact_prefix={found}-",
             "-timeout=20",

@@ -47,8 +47,9 @@ def _load(data: bytes) -> asyncssh.SSHKnownHosts:
     for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
         try:
             known.load(line)
-        except ValueError:
-            # One bad line must not make every host unknown.
+        except Exception:
+            # One bad line must not make every host unknown, whatever asyncssh trips over: at what
+            # looks like X.509 it raises NameError where there is no pyOpenSSL.
             log.warning("known_hosts line %d is malformed, left out", number)
     return known
 
