@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def device(tag: str, busid: str) -> None:
     say("\n".join(f"{tag} {line}" for line in lines))
 
 
-def main() -> None:  # noqa: PLR0912
+def main(folder: str) -> None:  # noqa: PLR0912
     log = Path(sys.argv[1]).open("a", buffering=1)  # noqa: SIM115
     sizes = re.findall(r"head -c ([0-9]+)", os.environ.get("SSH_ORIGINAL_COMMAND", ""))
     rest = b""
@@ -89,9 +90,9 @@ def main() -> None:  # noqa: PLR0912
                 say(f"{tag} fail DeviceNotFound")
                 continue
             if arguments[0] == PATIENT:
-                held = f"{tag} dir /tmp\n{tag} ok"
+                held = f"{tag} dir {folder}\n{tag} ok"
                 continue
-            say(f"{tag} dir /tmp")
+            say(f"{tag} dir {folder}")
         elif verb == "connect":
             busid, _, address, token = arguments
             if "strangers" in sys.argv:
@@ -105,4 +106,5 @@ def main() -> None:  # noqa: PLR0912
             held = ""
 
 
-main()
+with tempfile.TemporaryDirectory(prefix="usbipsshd-test.") as made:
+    main(made)
