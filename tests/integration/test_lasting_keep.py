@@ -82,11 +82,13 @@ def test_unplugged_and_plugged_in_again(w: World) -> None:
         assert error.startswith(ERROR)
         assert "pi" in message
         assert told(w, path, "LocalBusId") == ""
+        assert told(w, path, "AttachedAt") == 0
         assert w.desk.state()["ports"] == []
         w.pi.plug("2-1", STICK)
         becomes(w, path, "attached")
         assert told(w, path, "LastError") == ["", ""]
         assert told(w, path, "RetryAt") == 0
+        assert before * 1e6 < float(str(told(w, path, "AttachedAt")))
         assert bytes_move(w, path)
         states = [state for state, _ in itertools.groupby(record.values(path, "State"))]
         assert states[:3] == ["connecting", "attached", "waiting"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-from usbipsshd.attachment import Attachment
+from usbipsshd.attachment import Attachment, State
 from usbipsshd.bus.values import Variant
 from usbipsshd.device import Device, Interface
 from usbipsshd.hub import Hub
@@ -172,7 +172,7 @@ def attachment_properties(attachment: Attachment) -> dict[str, object]:
         "Persist": attachment.persist,
         "OwnerUid": attachment.owner_uid,
         "Hub": hub_path(attachment.hub) if attachment.hub else NO_OBJECT,
-        "AttachedAt": attachment.attached_at,
+        "AttachedAt": attachment.attached_at if attachment.state is State.ATTACHED else 0,
         "RetryAt": attachment.retry_at,
         "LastError": attachment.last_error,
     }
