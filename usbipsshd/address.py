@@ -79,5 +79,5 @@ def parse_address(text: str) -> Address:
 def _bad_address() -> UsbipError:
     return UsbipError(
         Code.INVALID_ARGS,
-        "A remote is the name of a listed one, or [user@]host[:port], or [user@][v6addr]:port.",
+        "An address is [user@]host[:port], or [user@][v6addr]:port.",
     )

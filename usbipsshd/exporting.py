@@ -53,7 +53,8 @@ class LocalDevices:
         device = self._usb.device(busid, descriptors=True)
         if device is None:
             raise UsbipError(
-                Code.DEVICE_NOT_FOUND, f"This machine has no device at {busid}; it was unplugged."
+                Code.DEVICE_NOT_FOUND,
+                f"This machine has no device at {busid} now; list it to see what is there.",
             )
         return device
 

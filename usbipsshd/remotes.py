@@ -153,7 +153,15 @@ class RemoteStore:
         if text in self._remotes:
             return self._remotes[text]
         # For one that is not listed the contract names the user; a port may be configured.
-        address = replace(parse_address(text), user_given=True)
+        try:
+            parsed = parse_address(text)
+        except UsbipError:
+            raise UsbipError(
+                Code.INVALID_ARGS,
+                "A remote is the name of a listed one, or [user@]host[:port], or "
+                "[user@][v6addr]:port.",
+            ) from None
+        address = replace(parsed, user_given=True)
         bare = is_name(text) and "." not in text
         return Remote(str(address), address, listed=False, bare=bare)
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from usbipsshd.control import Session, SessionFailure
 from usbipsshd.device import Device, busid_key
-from usbipsshd.errors import Code
+from usbipsshd.errors import Code, UsbipError
 from usbipsshd.explain import explain
 from usbipsshd.messages import (
     BadPacket,
@@ -60,10 +60,17 @@ class RemoteUsb:
 
     async def describe(self, busid: str) -> Device:
         """One device with its descriptors; DeviceNotFound if it is not there."""
-        found = [d for d in await self._list(busid, descriptors=True) if d.busid == busid]
-        if not found:
-            raise explain(self._remote, Code.DEVICE_NOT_FOUND)
-        return found[0]
+        try:
+            for device in await self._list(busid, descriptors=True):
+                if device.busid == busid:
+                    return device
+        except UsbipError as error:
+            if error.code is not Code.DEVICE_NOT_FOUND:
+                raise
+        raise UsbipError(
+            Code.DEVICE_NOT_FOUND,
+            f"{self._remote} has no device at {busid} now; list it to see what is there.",
+        )
 
     async def _list(self, busid: str, *, descriptors: bool) -> list[Device]:
         with _explained(self._remote):

@@ -146,6 +146,8 @@ def test_list_alone_asks_everybody_and_one_that_fails_stops_nobody(w: World) -> 
         assert done.err.startswith("usbipsshctl: ")
         assert "dead" in done.err
         assert done.code == 4
+        # Whose refusal it is.
+        assert {t.split()[1] for t in ctl(w, "list", uid=BOB).err.splitlines()} == {"dead:", "pi:"}
         found = json.loads(ctl(w, "list", "--json").out)
         assert set(found) == {".", "pi"}
     finally:
@@ -228,6 +230,8 @@ def test_refusals_have_a_sentence_and_a_status(w: World) -> None:
         assert re.fullmatch(r"usbipsshctl: [A-Z][^\n]*\.\n", done.err), done.err
     wrong: dict[tuple[str, ...], int] = {
         ("attach", "pi", "9-9"): 5,
+        ("export", "pi", "9-9"): 5,
+        ("remote", "add", "x", "a b"): 2,
         ("attach", "pi", "2-1", "--expect", "1:1"): 5,
         ("list", "-o", "pi"): 2,
         ("list", "pi:x"): 2,
@@ -236,6 +240,15 @@ def test_refusals_have_a_sentence_and_a_status(w: World) -> None:
     for words, code in wrong.items():
         done = ctl(w, *words)
         assert (done.code, done.out) == (code, ""), (words, done)
+    # Nothing was there that could have been unplugged, and an address is no name.
+    assert ctl(w, "attach", "pi", "9-9").err.startswith("usbipsshctl: pi has no device at 9-9 now;")
+    assert ctl(w, "export", "pi", "9-9").err.startswith(
+        "usbipsshctl: This machine has no device at"
+    )
+    assert ctl(w, "remote", "add", "x", "a b").err.startswith("usbipsshctl: An address is ")
+    nothing = ctl(w, "list", "pi", "Nikon")
+    assert (nothing.code, nothing.out) == (0, "")
+    assert nothing.err == "usbipsshctl: There is no USB device at pi that matches.\n"
 
 
 def test_remotes(w: World) -> None:

@@ -16,6 +16,7 @@ from usbipsshd.client.snapshot import Attachment, Device, Snapshot
 from usbipsshd.ctl import columns, events, instance
 from usbipsshd.ctl.arguments import parser
 from usbipsshd.ctl.exitcodes import Exit, exit_code
+from usbipsshd.ctl.hints import advised
 from usbipsshd.ctl.holding import hold
 from usbipsshd.ctl.terminal import Terminal
 from usbipsshd.ctl.tree import as_json, tree
@@ -54,6 +55,10 @@ class Commands:
         if words.remote is not None:
             devices = await self._devices(words.remote, words.pattern)
             self._show(devices, json_=words.json)
+            if not devices:
+                where = "this machine" if words.remote == HERE else words.remote
+                more = " that matches" if words.pattern else ""
+                self._terminal.complain(f"There is no USB device at {where}{more}.")
             return Exit.OK
         await self._client.start()
         names = [HERE, *(remote.name for remote in self._client.snapshot.remotes)]
@@ -64,13 +69,17 @@ class Commands:
             for done in asyncio.as_completed(tasks):
                 name, answer = await done
                 if isinstance(answer, ClientError):
-                    self._terminal.complain(answer.message)
+                    text = advised(answer, name, self._client.snapshot)
+                    named = text.startswith(f"{name} ")
+                    self._terminal.complain(text if named else f"{name}: {text}")
                     worst = exit_code(answer)
                 elif words.json:
                     found[name] = as_json(answer)
                 else:
                     self._terminal.say("This machine:" if name == HERE else f"{name}:")
                     self._show(answer, json_=False, indent="  ")
+                    if not answer:
+                        self._terminal.say("  No USB devices.")
         finally:
             for task in tasks:
                 task.cancel()
@@ -238,7 +247,7 @@ class Commands:
             except ClientError as error:
                 if len(self._words.target) == 1:
                     raise
-                self._terminal.complain(error.message)
+                self._terminal.complain(advised(error, "", self._client.snapshot))
                 worst = exit_code(error)
             else:
                 if target == "all":

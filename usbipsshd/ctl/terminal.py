@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TextIO
 
 from usbipsshd.ctl.colour import Paint
+from usbipsshd.ctl.streams import forget
 
 PROGRESS_SECONDS = 1.0
 """What takes longer says so."""
@@ -31,7 +32,7 @@ class Terminal:
         self.asks = asks and sys.stdin.isatty() and self._err.isatty()
 
     def say(self, *lines: str) -> None:
-        """Print lines; raises BrokenPipeError when nobody reads."""
+        """Print lines; raises OSError (BrokenPipeError when nobody reads)."""
         for line in lines:
             self._out.write(line + "\n")
         self._out.flush()
@@ -57,9 +58,12 @@ class Terminal:
             loop.remove_reader(fd)
 
     def complain(self, text: str) -> None:
-        """Say what went wrong."""
-        self._err.write(f"usbipsshctl: {text}\n")
-        self._err.flush()
+        """Say what went wrong, if anybody can be told."""
+        try:
+            self._err.write(f"usbipsshctl: {text}\n")
+            self._err.flush()
+        except OSError:
+            forget(self._err)
 
     @asynccontextmanager
     async def progress(self, text: str) -> AsyncIterator[None]:
