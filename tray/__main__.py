@@ -24,6 +24,7 @@ from usbipssh_tray.text import _
 from usbipsshd import __version__
 from usbipsshd.bus.values import BusError, Disconnected
 from usbipsshd.client.bus import BUS, BUS_PATH, Bus
+from usbipsshd.client.sshagent import SshAgent, Use
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +111,7 @@ class Program:
                 ask,
                 uid=os.getuid(),
                 address=os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", ""),
+                ssh_agent=SshAgent.of(os.environ, Use.WHEN_REFUSED),
             )
             self._loop = asyncio.get_running_loop()
             self._backend.set_result(icon)

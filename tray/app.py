@@ -25,6 +25,7 @@ from usbipssh_tray.status import Status
 from usbipsshd.client.bus import Bus
 from usbipsshd.client.daemon import Client, ClientError
 from usbipsshd.client.snapshot import Snapshot
+from usbipsshd.client.sshagent import SshAgent
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,8 @@ class Show(Protocol):
 class App:
     """Made and used inside one event loop.
 
-    ``session`` is the connected session bus, ``address`` the system bus (empty for the usual one).
+    ``session`` is the connected session bus, ``address`` the system bus (empty for the usual one),
+    ``ssh_agent`` the person's, for remotes that do not know the daemon's key.
     """
 
     def __init__(
@@ -56,11 +58,13 @@ class App:
         *,
         uid: int,
         address: str = "",
+        ssh_agent: SshAgent = SshAgent(),  # noqa: B008
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._show = show
         self._uid = uid
         self._address = address
+        self._ssh_agent = ssh_agent
         self._ask = ask
         self._clock = clock
         self._notices = Notices(session, self.act, uid)
@@ -101,7 +105,7 @@ class App:
     async def _follow(self) -> None:
         tries = 0
         while True:
-            client = Client(self._address)
+            client = Client(self._address, self._ssh_agent)
             try:
                 await client.connect()
             except ClientError as error:

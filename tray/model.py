@@ -139,9 +139,17 @@ def _troubles(snapshot: Snapshot, ui: Ui) -> list[Row]:
     return rows
 
 
-def _heading(remote: Remote) -> str:
+def _by_own_key(remote: Remote, listing: Listing) -> bool:
+    """Whether it was listed with this person's ssh-agent, the daemon's key being refused there."""
+    reached = listing.known and not listing.error[0]
+    return remote.state == "unreachable" and remote.refuses_key and reached
+
+
+def _heading(remote: Remote, listing: Listing) -> str:  # noqa: PLR0911
     name = remote.label or remote.name
     match remote.state:
+        case _ if _by_own_key(remote, listing):
+            return _("{name}: with your own ssh key").format(name=name)
         case "connecting":
             return _("{name}: connecting…").format(name=name)
         case "unreachable" if remote.offered_host_key:
@@ -174,7 +182,10 @@ def _section(remote: Remote, found: tuple[Entry, ...], snapshot: Snapshot, ui: U
     devices = [_device(entry, ui) for entry in found]
     if len(devices) > PAGE:
         devices = _pages(devices)
-    rows = [Row(f"heading {name}", _heading(remote)), *(_unique(row, name) for row in devices)]
+    rows = [
+        Row(f"heading {name}", _heading(remote, listing)),
+        *(_unique(row, name) for row in devices),
+    ]
     rows += _problems(remote, listing)
     if not found and not listing.error[0]:
         words = _("No devices") if listing.known and not listing.looking else _("Looking…")
@@ -241,9 +252,13 @@ def _problems(remote: Remote, listing: Listing) -> list[Row]:
     if remote.offered_host_key:
         ask = TrustKey(name, remote.offered_host_key)
         return [Row(f"trust {name}", _("Look at its key…"), ask)]
-    if remote.state == "unreachable" and remote.last_error[1]:
-        return [*sentence(f"error {name}", remote.last_error[1]), again]
+    if _by_own_key(remote, listing):
+        return []
     error, words = listing.error
+    if remote.state == "unreachable" and remote.last_error[1]:
+        # Where an ssh-agent did not help either, the answer to this person says that, too.
+        both = remote.refuses_key and error == remote.last_error[0]
+        return [*sentence(f"error {name}", words if both else remote.last_error[1]), again]
     if error.endswith(".InteractiveAuthorizationRequired"):
         return [Row(f"again {name}", _("Show its devices…"), Refresh(name))]
     if words:

@@ -111,6 +111,26 @@ def made_up_agent(uid: int, behave: Callable[[socket.socket], None]) -> Iterator
             shutil.rmtree(folder)
 
 
+@contextlib.contextmanager
+def mute_agent(uid: int, *, full: bool) -> Iterator[str]:
+    """The path of an agent of ``uid``'s that never says anything; its queue may be full besides."""
+    with tempfile.TemporaryDirectory(prefix="agent-") as folder, contextlib.ExitStack() as stack:
+        path = Path(folder, "socket")
+        path.parent.chmod(0o755)
+        sock = stack.enter_context(socket.socket(socket.AF_UNIX))
+        sock.bind(str(path))
+        path.chmod(0o666)
+        # The other end sees the credentials of this moment (unix(7), SO_PEERCRED).
+        os.seteuid(uid)
+        try:
+            sock.listen(0 if full else 64)
+        finally:
+            os.seteuid(0)
+        if full:
+            stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(path))
+        yield str(path)
+
+
 def framed(body: bytes) -> bytes:
     """A message of the agent's protocol."""
     return struct.pack(">I", len(body)) + body

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from fakekernel import STICK
-from integration.sshagents import PersonsAgent, persons_agent
+from integration.sshagents import PersonsAgent, mute_agent, persons_agent
 from integration.test_ctl import SECONDS, Done, line
 from integration.world import ALICE, World, world
 
@@ -67,11 +67,12 @@ def test_a_shell_completes_what_it_leads_to(w: World, agent: PersonsAgent) -> No
 def test_it_is_not_used_where_it_is_not_wanted_or_not_there(w: World, agent: PersonsAgent) -> None:
     done = ctl(w, str(agent.path), "list", "--no-ssh-agent", "pi")
     assert (done.code, "PublicKey" in done.err, "ssh-agent" in done.err) == (4, True, False), done
-    for gone in ("", "/nonexistent/agent"):
-        done = ctl(w, gone, "list", "pi")
-        assert (done.code, "PublicKey" in done.err) == (4, True), done
-        done = ctl(w, gone, "list", "--ssh-agent", "pi")
-        assert (done.code, "SSH_AUTH_SOCK" in done.err) == (4, True), done
+    with mute_agent(ALICE, full=True) as overrun:
+        for gone in ("", "/nonexistent/agent", overrun):
+            done = ctl(w, gone, "list", "pi")
+            assert (done.code, "PublicKey" in done.err) == (4, True), done
+            done = ctl(w, gone, "list", "--ssh-agent", "pi")
+            assert (done.code, "SSH_AUTH_SOCK" in done.err) == (4, True), done
 
 
 def test_one_that_does_not_help_either_is_told_beside(w: World) -> None:
@@ -88,3 +89,30 @@ def test_alone_the_daemon_s_key_is_not_tried(w: World, agent: PersonsAgent) -> N
     assert ctl(w, str(agent.path), "doctor", "--ssh-agent", "pi").code == 0
     assert ctl(w, str(agent.path), "doctor", "--ssh-agent").out
     assert w.ssh.log().count("Connection closed by authenticating user") == failed
+
+
+def test_where_the_daemon_s_key_is_known_to_be_refused_it_is_not_tried_first(
+    w: World, agent: PersonsAgent
+) -> None:
+    """Else whoever is asked for a password before the connection is made is asked twice."""
+    assert ctl(w, str(agent.path), "list", "pi").code == 0
+    failed = w.ssh.log().count("Connection closed by authenticating user")
+    assert ctl(w, str(agent.path), "reset", "pi", "2-1").code == 0
+    assert ctl(w, str(agent.path), "attach", "pi", "2-1").code == 0
+    assert w.ssh.log().count("Connection closed by authenticating user") == failed
+
+
+def test_the_daemon_s_key_that_is_accepted_by_now_needs_no_agent(w: World) -> None:
+    keys = w.ssh.folder / "authorized_keys"
+    before = keys.read_text()
+    assert ctl(w, "", "list", "pi").code == 4
+    w.authorize()
+    try:
+        with persons_agent(ALICE) as empty:
+            assert ctl(w, str(empty.path), "attach", "pi", "2-1").code == 0
+        assert ctl(w, "/nonexistent/agent", "detach", "pi/2-1").code == 0
+    finally:
+        keys.write_text(before)
+    # The connection that all share would stay open for a while.
+    w.stop_daemon()
+    w.start_daemon()

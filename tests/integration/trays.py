@@ -42,11 +42,14 @@ def spawn(session: SessionBus, w: World, uid: int, **options: Any) -> subprocess
 
 @asynccontextmanager
 async def tray(
-    session: SessionBus, w: World, uid: int
+    session: SessionBus, w: World, uid: int, ssh_agent: str = ""
 ) -> AsyncIterator[tuple[Panel, NotificationServer]]:
-    """``uid``'s tray in a session with a panel and a notification server."""
+    """``uid``'s tray in a session with a panel and a notification server.
+
+    ``ssh_agent`` is SSH_AUTH_SOCK there.
+    """
     async with panel(session.address) as shown, notifications(session.address) as server:
-        process = spawn(session, w, uid)
+        process = spawn(session, w, uid, environment={"SSH_AUTH_SOCK": ssh_agent})
         try:
             yield shown, server
             process.terminate()

@@ -47,6 +47,8 @@ BOARD = Device(
 )  # fmt: skip
 USB_HUB = Device("1-1", 0x05E3, 0x0608, "", "USB2.0 Hub", class_=9, hub=True)
 PI = Remote("/org/usbipssh1/remote/pi", "pi", "", "connected")
+KEY = ("org.usbipssh1.Error.SshAuthFailed", "pi does not accept this machine's key.")
+REFUSED = replace(PI, state="unreachable", last_error=KEY)
 HERE = Attachment(
     AT + "1", "pi", "2-1", "2-1", 0x0781, 0x5581, "SanDisk Ultra", "4C53", 5000.0, "attached",
     "4-1", 0, ("/dev/sda", "/dev/sda1"), owner_uid=ME,
@@ -203,6 +205,13 @@ def test_a_row_keeps_its_key_whatever_becomes_of_it() -> None:
          ["pi: unreachable", BUSY[1], "Try again"]),
         (replace(PI, state="unreachable", offered_host_key="SHA256:x", last_error=BUSY), None,
          ["pi: its key is not trusted yet", "Look at its key…"]),
+        # The person's own key opens it, or does not either.
+        (REFUSED, Listing(known=True), ["pi: with your own ssh key", "No devices"]),
+        (REFUSED, Listing(looking=True), ["pi: unreachable", KEY[1], "Try again", "Looking…"]),
+        (REFUSED, Listing(known=True, error=(KEY[0], "Nor yours.")),
+         ["pi: unreachable", "Nor yours.", "Try again"]),
+        (replace(PI, state="unreachable", last_error=BUSY), Listing(known=True),
+         ["pi: unreachable", BUSY[1], "Try again", "No devices"]),
         (PI, Listing(known=True, error=("org.freedesktop.DBus.Error.AccessDenied", "No.")),
          ["pi: connected", "No.", "Try again"]),
         (replace(PI, state="idle"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -27,6 +28,8 @@ from usbipsshd.client.snapshot import (
     from_properties,
 )
 from usbipsshd.client.sshagent import SshAgent, Use
+
+log = logging.getLogger(__name__)
 
 NAME = "org.usbipssh1"
 MANAGER = "org.usbipssh1.Manager"
@@ -285,30 +288,38 @@ class Client:
                 interactive=interactive, seconds=seconds, fds=fds,
             )  # fmt: skip
 
-        refused: ClientError | None = None
-        if self._ssh_agent.use is not Use.ALWAYS or not words[0]:
+        agent = self._ssh_agent
+        # This machine needs none, and what persists cannot have one.
+        if not words[0] or ("persist" in given and agent.use is Use.WHEN_REFUSED):
+            agent = SshAgent()
+        # A listing finds out whether the daemon's key is accepted by now. For the rest it is known:
+        # whoever is asked for a password before the connection is made is asked once, not twice.
+        known = member != "ListRemote" and self._is_refused(words[0])
+        refusals: list[ClientError] = []
+        for passed in agent.tries(refused=known):
             try:
-                return await ask({})
+                if not passed:
+                    return await ask({})
+                with await agent.connect() as sock:
+                    return await ask({"ssh-agent": Variant("h", 0)}, (sock.fileno(),))
             except ClientError as error:
-                # What persists cannot have an agent.
-                never = self._ssh_agent.use is Use.NEVER or "persist" in given
-                if error.code != "SshAuthFailed" or never:
+                if error.code != "SshAuthFailed":
                     raise
-                refused = error
-        try:
-            sock = await self._ssh_agent.connect()
-        except OSError as error:
-            raise refused or ClientError(
+                # The daemon's own key first: its line is what mends it for good.
+                refusals.insert(len(refusals) if passed else 0, error)
+            except OSError:
+                log.debug("there is no ssh-agent at %s", agent.path)
+        if not refusals:
+            raise ClientError(
                 "org.usbipssh1.Error.SshAuthFailed",
                 "There is no ssh-agent to pass along; start one, so that SSH_AUTH_SOCK names it.",
-            ) from error
-        with sock:
-            try:
-                return await ask({"ssh-agent": Variant("h", 0)}, (sock.fileno(),))
-            except ClientError as error:
-                if refused is None or error.code != refused.code:
-                    raise
-                raise ClientError(error.name, f"{refused.message} {error.message}") from error
+            )
+        raise ClientError(refusals[0].name, " ".join(error.message for error in refusals))
+
+    def _is_refused(self, remote: str) -> bool:
+        """Whether the daemon's own key was refused there when it was tried last."""
+        found = next((one for one in self.snapshot.remotes if one.name == remote), None)
+        return found is not None and found.refuses_key
 
     async def start(self) -> None:
         """Start the daemon if it does not run, and wait until it is known what there is."""

@@ -30,6 +30,11 @@ class Remote:
     offered_host_key: str = ""
     last_error: tuple[str, str] = NOTHING
 
+    @property
+    def refuses_key(self) -> bool:
+        """Whether it did not accept the daemon's own key when that was tried last."""
+        return self.last_error[0].endswith(".SshAuthFailed")
+
 
 @dataclass(frozen=True, slots=True)
 class Attachment:

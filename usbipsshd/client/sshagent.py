@@ -35,6 +35,19 @@ class SshAgent:
         """The one that SSH_AUTH_SOCK names (ssh-agent(1))."""
         return cls(environment.get("SSH_AUTH_SOCK", ""), use)
 
+    def tries(self, *, refused: bool) -> tuple[bool, ...]:
+        """Whether it goes along with each of the tries; a next one only after SshAuthFailed.
+
+        ``refused``: the remote is known not to accept the daemon's key.
+        """
+        match self.use:
+            case Use.NEVER:
+                return (False,)
+            case Use.ALWAYS:
+                return (True,)
+            case Use.WHEN_REFUSED:
+                return (True, False) if refused and self.path else (False, True)
+
     async def connect(self) -> socket.socket:
         """A connected socket, the caller's to close; raise :exc:`OSError`."""
         if not self.path:
@@ -44,6 +57,8 @@ class SshAgent:
             sock.setblocking(False)
             async with asyncio.timeout(CONNECT_SECONDS):
                 await asyncio.get_running_loop().sock_connect(sock, self.path)
+            # One whose queue is full says that it would block, which asyncio takes for a promise.
+            sock.getpeername()
         except BaseException:
             sock.close()
             raise
