@@ -14,7 +14,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-AGENT = Path(__file__).parents[2] / "usbipsshd/session/agent.sh"
+from usbipsshd.session import script
+
 SCM_ROOM = socket.CMSG_SPACE(64 * 4)
 
 
@@ -33,7 +34,9 @@ class FakeSystemd:
         self._command = [
             sys.executable, "-m", "usbipsshd.session", "--agent-sysfs", str(agent_sysfs),
         ]  # fmt: skip
-        self._agent_command = ["sh", str(AGENT), str(sysfs)]
+        agent = folder / "agent.sh"
+        agent.write_text(script.joined())
+        self._agent_command = ["sh", str(agent), str(sysfs)]
         self._environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(tree)}
         self._uid = uid
         self._lock = threading.Condition()

@@ -29,7 +29,10 @@ from fakekernel import (
     FakeKernel,
 )
 
-AGENT = Path(__file__).parents[2] / "usbipsshd" / "session" / "agent.sh"
+from usbipsshd.session import script
+
+AGENT = ("-c", script.travelling().decode(), "usbipssh-agent")
+"""A shell's arguments: the agent as it is sent."""
 SHELLS = ("dash", "bash", "busybox sh")
 TOKEN = "0123456789abcdef" * 2
 SECONDS = 30.0
@@ -52,7 +55,7 @@ class Agent:
         wrap: Sequence[str] = (),
         environment: dict[str, str] | None = None,
     ) -> None:
-        arguments = [str(AGENT), str(root)] + ([str(silence)] if silence else [])
+        arguments = [*AGENT, str(root)] + ([str(silence)] if silence else [])
         self.process = subprocess.Popen(
             [*wrap, *shell.split(), *arguments],
             stdin=subprocess.PIPE,
@@ -372,7 +375,7 @@ def test_what_is_written_is_whole_lines(shell: str, pi: FakeKernel) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
         process = subprocess.Popen(
-            [*shell.split(), str(AGENT), str(pi.root)],
+            [*shell.split(), *AGENT, str(pi.root)],
             stdin=subprocess.PIPE,
             stdout=theirs.fileno(),
         )
@@ -982,7 +985,7 @@ def test_a_signal_to_all_of_it_gives_everything_back(agent: Agent, pi: FakeKerne
 def test_the_peer_is_killed(shell: str, pi: FakeKernel, tmp_path: Path) -> None:
     """Whoever held the pipes is gone at once, with nobody left to read an answer."""
     pi.plug("1-1", SERIAL_ADAPTER)
-    script = (
+    program = (
         "import subprocess, sys, time\n"
         "p = subprocess.Popen(sys.argv[2:], stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n"
         "p.stdin.write(sys.argv[1].encode() + b'\\n'); p.stdin.flush()\n"
@@ -992,7 +995,7 @@ def test_the_peer_is_killed(shell: str, pi: FakeKernel, tmp_path: Path) -> None:
     )
     request = "1 " + bind_request(pi, "1-1", SERIAL_ADAPTER)
     peer = subprocess.Popen(
-        ["/usr/bin/python3", "-c", script, request, *shell.split(), str(AGENT), str(pi.root)],
+        ["/usr/bin/python3", "-c", program, request, *shell.split(), *AGENT, str(pi.root)],
         stdout=subprocess.PIPE,
     )
     assert peer.stdout is not None
@@ -1195,13 +1198,11 @@ def test_it_tells_when_something_comes_or_goes(agent: Agent, pi: FakeKernel) -> 
 
 
 @pytest.mark.parametrize("there", ["perl", "python3"])
-def test_it_listens_to_the_kernel_where_it_can(tmp_path: Path, there: str) -> None:
-    """As it travels, without indentation. At the start it tells of what may have come before."""
-    stripped = tmp_path / "agent.sh"
-    stripped.write_text("".join(f"{line.strip()}\n" for line in AGENT.read_text().splitlines()))
+def test_it_listens_to_the_kernel_where_it_can(there: str) -> None:
+    """At the start it tells of what may have come before."""
     hidden = [name for name in ("perl", "python3", "udevadm") if name != there]
     process = subprocess.Popen(
-        [*_without(hidden), "dash", stripped], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [*_without(hidden), "dash", *AGENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     with process:
         assert process.stdin is not None
@@ -1248,11 +1249,10 @@ def test_many_requests_leave_no_children_behind(agent: Agent) -> None:
     assert len(children.read_text().split()) < 30
 
 
-def test_stripped_of_comments_it_is_the_same_program(pi: FakeKernel, tmp_path: Path) -> None:
-    """As the session sends it: evaluated, without comments and indentation."""
+def test_it_is_read_from_where_the_requests_come(pi: FakeKernel) -> None:
+    """As the session has it started."""
     pi.plug("1-1", SERIAL_ADAPTER)
-    lines = [line.strip() for line in AGENT.read_text().splitlines()]
-    text = "\n".join(line for line in lines if line and not line.startswith("#")) + "\n"
+    text = script.travelling().decode()
     for shell in SHELLS:
         result = subprocess.run(
             [*shell.split(), "-c", f'eval "$(dd bs=1 count={len(text)} 2>/dev/null)"',

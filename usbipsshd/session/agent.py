@@ -15,7 +15,6 @@ import re
 import shlex
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from importlib import resources
 
 import asyncssh
 
@@ -30,6 +29,7 @@ from usbipsshd.session.replies import (
     parse_hello,
     split_tag,
 )
+from usbipsshd.session.script import travelling
 from usbipsshd.text import clean
 
 log = logging.getLogger(__name__)
@@ -58,13 +58,6 @@ MAX_STDERR = 4096
 
 # Behind "sudo: " the words are in the remote's own language.
 _SUDO_REFUSED = re.compile(r"\bsudo: |sudoers|not allowed|not permitted", re.IGNORECASE)
-
-
-def load_script() -> bytes:
-    """The agent's text without comments and indentation, which need not travel."""
-    text = resources.files(__package__).joinpath("agent.sh").read_text("utf-8")
-    lines = (line.lstrip(" \t") for line in text.splitlines())
-    return "".join(f"{line}\n" for line in lines if line and not line.startswith("#")).encode()
 
 
 def command_line(size: int, *, sudo: bool, sysfs: str | None = None) -> str:
@@ -152,7 +145,7 @@ class Agent:
         when sudo refuses, TimedOut.
         """
         agent = cls(sudo=sudo)
-        text = load_script() if script is None else script
+        text = travelling() if script is None else script
         try:
             async with asyncio.timeout(limit):
                 await agent._open(ssh, command_line(len(text), sudo=sudo, sysfs=sysfs), text)
