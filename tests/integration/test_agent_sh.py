@@ -982,7 +982,7 @@ def test_a_signal_to_all_of_it_gives_everything_back(agent: Agent, pi: FakeKerne
     _check_given_back(pi, folder)
 
 
-def test_the_peer_is_killed(shell: str, pi: FakeKernel, tmp_path: Path) -> None:
+def test_the_peer_is_killed(shell: str, pi: FakeKernel) -> None:
     """Whoever held the pipes is gone at once, with nobody left to read an answer."""
     pi.plug("1-1", SERIAL_ADAPTER)
     program = (

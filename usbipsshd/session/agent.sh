@@ -53,23 +53,6 @@
 #
 # An agent that was killed with all its processes leaves its folder in /run; the next one finds it
 # there and gives back what it says. Nothing may be sent before hello: a shell's head may read ahead.
-#
-# What the kernel wants (drivers/usb/usbip/stub_main.c, stub_dev.c):
-# - Nothing written to usbip-host ends in a newline.
-# - A connection ends before its device is unbound: else a use after free.
-# - A name added to match_busid is taken out by "rebind" alone. "del" of a name that is bound wears it
-#   out: it stays, and no device in that port can be exported again before a restart.
-# - The name of a bound device must stay: unbinding looks it up, and halts when it is gone.
-# - "rebind" follows a pointer to the device that usbip-host had last under that name. While its node
-#   below /dev/bus/usb is open somewhere that device stays in memory, even when it was pulled out (and
-#   rebind then does nothing but take out the name; before 5.1 it did more). The same goes for its hub.
-#   So a process keeps both open as long as a device is exported. Without it, rebind is written only
-#   for a device that is there and was unbound a moment ago. Else the name stays: harmless, since the
-#   usual driver comes first, and the next export of that port takes it out.
-# - Unloading the module follows the same pointers, and never happens here.
-# What it wants of who imports (vhci_sysfs.c):
-# - Reading vhci's status while the module is being loaded can halt a 6.1 kernel.
-# - While a port is in state 5 its file does not tell which device it is getting.
 
 # shellcheck source-path=SCRIPTDIR
 # shellcheck disable=SC2317 # functions are called through start, after and bounded
@@ -120,9 +103,8 @@ tidying=
 . "$(dirname "$0")/agent.d/remounting.sh"
 . "$(dirname "$0")/agent.d/facts.sh"
 . "$(dirname "$0")/agent.d/usbip_host.sh"
-. "$(dirname "$0")/agent.d/binding.sh"
 . "$(dirname "$0")/agent.d/connectors.sh"
-. "$(dirname "$0")/agent.d/releasing.sh"
+. "$(dirname "$0")/agent.d/exporting.sh"
 . "$(dirname "$0")/agent.d/resetting.sh"
 . "$(dirname "$0")/agent.d/vhci.sh"
 . "$(dirname "$0")/agent.d/importing.sh"

@@ -85,11 +85,17 @@ bounded() {
     shift
     "$@" </dev/null >/dev/null 2>&1 &
     child=$!
-    after "$limit" kill -s TERM "$child"
+    after "$limit" end "$child"
     wait "$child" 2>/dev/null
     result=$?
     cancel "$timer"
     return "$result"
+}
+
+# end ID: tell a process to, also one that is stopped.
+end() {
+    kill -s TERM "$1"
+    kill -s CONT "$1"
 }
 
 # process ID: its start time in $value; false where it has ended.

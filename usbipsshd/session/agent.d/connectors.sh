@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # shellcheck shell=sh
 #
-# The programs that connect a socket and hand it to the kernel.
+# The programs that connect a socket and hand it to the kernel: they connect, send $TOKEN, write the
+# first of $TEXTS that the kernel takes to $TARGET, the socket's number in place of "@"; end. Which one
+# is being tried is noted in $NOTE, if that is not empty. Texts are separated by ";". Run by bounded, in
+# a process of their own.
 
-# The connectors: connect, send $TOKEN, write the first of $TEXTS that the kernel takes to $TARGET, the
-# socket's number in place of "@"; end. Which one is being tried is noted in $NOTE, if that is not
-# empty. Texts are separated by ";". Run by bounded, in a process of their own.
 # shellcheck disable=SC2016,SC2089,SC2090 # texts for other shells
 # A sh that has the connection as its input: it is one socket in both directions.
 hand_over='exec 2>/dev/null; printf "%s\n" "$TOKEN" >&0 || exit 4; IFS=";"; for t in $TEXTS; do [ -z "$NOTE" ] || printf %s "$t" >"$NOTE"; printf %s "${t%@*}0${t#*@}" >"$TARGET" && exit 0; done; exit 6'
@@ -68,8 +68,8 @@ with_socat() {
 }
 
 # shellcheck disable=SC2016
-# ncat stays in between, but its program has the socket, too: under which number, /proc tells. It is
-# killed before it can read what is the kernel's from now on.
+# ncat stays in between, but its program has the socket, too: under which number, /proc tells. Before the
+# kernel has it ncat is stopped, and then killed: it must not read what is the kernel's from then on.
 with_ncat() {
     case $ADDRESS in
         */*) set -- -U "$ADDRESS" ;;
@@ -79,11 +79,19 @@ with_ncat() {
         for s in 3 4 5 6 7 8 9; do
             [ -S "/proc/self/fd/$s" ] || continue
             printf "%s\n" "$TOKEN" >&"$s" || exit
+            kill -s STOP "$PPID" || exit
+            while read -r _ _ state _ <"/proc/$PPID/stat"; do
+                case $state in
+                    [RSD]) ;;
+                    *) break ;;
+                esac
+            done
             IFS=";"
             for t in $TEXTS; do
                 [ -z "$NOTE" ] || printf %s "$t" >"$NOTE"
                 printf %s "${t%@*}$s${t#*@}" >"$TARGET" && kill -s KILL "$PPID" && exit
             done
+            kill -s CONT "$PPID"
             exit
         done'
 }

@@ -2,6 +2,20 @@
 # shellcheck shell=sh
 #
 # How usbip-host is handled: its names, who keeps a device in memory, how it lets go.
+#
+# What the kernel wants (drivers/usb/usbip/stub_main.c, stub_dev.c):
+# - Nothing written to usbip-host ends in a newline.
+# - A connection ends before its device is unbound: else a use after free.
+# - A name added to match_busid is taken out by "rebind" alone. "del" of a name that is bound wears it
+#   out: it stays, and no device in that port can be exported again before a restart.
+# - The name of a bound device must stay: unbinding looks it up, and halts when it is gone.
+# - "rebind" follows a pointer to the device that usbip-host had last under that name. While its node
+#   below /dev/bus/usb is open somewhere that device stays in memory, even when it was pulled out (and
+#   rebind then does nothing but take out the name; before 5.1 it did more). The same goes for its hub.
+#   So a process keeps both open as long as a device is exported. Without it, rebind is written only
+#   for a device that is there and was unbound a moment ago. Else the name stays: harmless, since the
+#   usual driver comes first, and the next export of that port takes it out.
+# - Unloading the module follows the same pointers, and never happens here.
 
 # listed BUSID: whether usbip-host has its name.
 listed() {

@@ -2,6 +2,10 @@
 # shellcheck shell=sh
 #
 # How vhci is handled: its ports, and the notes of those that are ours.
+#
+# What the kernel wants (vhci_sysfs.c):
+# - Reading vhci's status while the module is being loaded can halt a 6.1 kernel.
+# - While a port is in state 5 its file does not tell which device it is getting.
 
 # vhci: its folder in $vhci; false where the module is not there, or only just being loaded.
 vhci() {

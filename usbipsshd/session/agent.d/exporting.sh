@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # shellcheck shell=sh
 #
-# Request bind: the device that is meant, given to usbip-host.
+# Requests bind, connect, release and unbind: a device of this machine on its usbip-host.
 
 # same VID PID BUSNUM DEVNUM: whether the device at $at is that one.
 same() {
@@ -134,4 +134,54 @@ bind() {
     fi
     [ -z "$taker" ] || { process "$taker" && put "$folder/held/$1" "$taker $value"; }
     say "$tag dir $folder$nl$tag ok$nl"
+}
+
+connect() {
+    if [ -z "$folder" ] || [ ! -e "$folder/held/$1" ]; then
+        fail NotAttached "$1 is not exported here"
+        return
+    fi
+    if ! fits "$2" "$3"; then
+        fail InvalidArgs address
+        return
+    fi
+    hand "$2" "$3" "$4" "$devices/$1/usbip_sockfd" @ ''
+    waited=0
+    while [ "$result" -eq 0 ]; do
+        get "$devices/$1/usbip_status" || break
+        if [ "$value" = 2 ]; then
+            ok
+            return
+        fi
+        [ "$value" = 1 ] && [ "$waited" -lt 20 ] || break
+        nap
+    done
+    if [ ! -d "$devices/$1" ]; then
+        fail DeviceNotFound "$1"
+    elif [ "$result" -ne 0 ]; then
+        fail DeviceFailed "$2 could not hand over a connection"
+    else
+        fail DeviceFailed "usbip-host reports state ${value:-none}"
+    fi
+}
+
+release() {
+    if [ "$uid" != 0 ]; then
+        fail NotPermittedThere "uid $uid"
+    elif give_back "$1" "$2"; then
+        forget "$1"
+        ok
+    else
+        fail DeviceFailed "$why"
+    fi
+}
+
+unbind() {
+    if exported "$1" || keeper_of "$1"; then
+        release "$1" 1
+    elif [ -d "$devices/$1" ]; then
+        ok
+    else
+        fail DeviceNotFound "$1"
+    fi
 }
