@@ -118,7 +118,11 @@ hand() {
     export ADDRESS TOKEN TARGET TEXTS NOTE
     bounded 10 "with_$1"
     unset TOKEN
-    [ "$1:$result" != ncat:137 ] || result=0
+    # ncat ends well whatever became of its program.
+    case $1:$result in
+        ncat:137) result=0 ;;
+        ncat:0) result=1 ;;
+    esac
     case $2 in
         */*) rm -f "$2" ;;
     esac

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from fakekernel import KEYBOARD, STICK, FakeDevice, FakeKernel
-from integration.test_agent_sh import SECONDS, SHELLS, TOKEN, Agent, parse
+from integration.agents import SECONDS, SHELLS, TOKEN, Agent, parse
 
 KINDS = ("perl", "python3", "socat", "ncat", "bash", "busybox")
 HIGH, SUPER = 3, 5

@@ -10,7 +10,7 @@ import pytest
 from fakekernel import KEYBOARD, SERIAL_ADAPTER, FakeKernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from integration.test_agent_sh import SHELLS, TOKEN, Agent, bind_request
+from integration.agents import SHELLS, TOKEN, Agent, bind_request
 
 VERBS = (
     "list",

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The agent tells that something comes or goes."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+from fakekernel import SERIAL_ADAPTER, FakeKernel
+from integration.agents import AGENT, SECONDS, Agent, without
+
+
+def test_it_tells_when_something_comes_or_goes(agent: Agent, pi: FakeKernel) -> None:
+    tag = agent.start("watch")
+    assert agent.fails("watch") == "InvalidArgs watching already"
+    pi.plug("1-1", SERIAL_ADAPTER)
+    assert agent.line() == f"{tag} changed".encode()
+    pi.unplug("1-1")
+    assert agent.line() == f"{tag} changed".encode()
+
+
+@pytest.mark.parametrize("there", ["perl", "python3"])
+def test_it_listens_to_the_kernel_where_it_can(there: str) -> None:
+    """At the start it tells of what may have come before."""
+    hidden = [name for name in ("perl", "python3", "udevadm") if name != there]
+    process = subprocess.Popen(
+        [*without(hidden), "dash", *AGENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"7 watch\n")
+        process.stdin.flush()
+        assert process.stdout.readline().startswith(b"hello 1 ")
+        assert process.stdout.readline() == b"7 changed\n"
+        process.stdin.close()
+        assert process.wait(SECONDS) == 0
+
+
+def test_it_watches_no_longer_than_it_lives(shell: str, pi: FakeKernel) -> None:
+    agent = Agent(shell, pi.root, silence=1)
+    try:
+        agent.start("watch")
+        agent.ask("list")
+        agent.process.kill()
+        agent.wait_gone()
+    finally:
+        agent.discard()
