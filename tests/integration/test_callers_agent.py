@@ -140,26 +140,6 @@ def test_all_that_can_bring_one(w: World, agent: PersonsAgent) -> None:
     w.call(ALICE, "Detach", "sa{sv}", hub, "0")
 
 
-def test_a_device_of_this_machine_goes_where_the_agent_s_key_opens(
-    w: World, agent: PersonsAgent
-) -> None:
-    w.desk.plug("1-1", SERIAL_ADAPTER)
-    w.refused("SshAuthFailed", ALICE, "Export", "ssa{sv}", "pi", "1-1", "0")
-    with agent.connect() as sock:
-        path = str(ask_with(w, ALICE, "Export", ("pi", "1-1"), sock).value())
-    assert state(w, path) == "attached"
-    w.call(ALICE, "Detach", "sa{sv}", path, "0")
-    with agent.connect() as sock:
-        answer = ask_with(w, ALICE, "Export", ("pi", "1-1"), sock, {"persist": True})
-    check_refusal(answer, "InvalidArgs", "persist")
-    w.desk.unplug("1-1")
-
-
-def test_a_device_there_is_reset_by_the_agent_s_key(w: World, agent: PersonsAgent) -> None:
-    with agent.connect() as sock:
-        assert ask_with(w, ALICE, "Reset", ("pi", "1-2"), sock).value() == ["1-2"]
-
-
 @pytest.mark.parametrize("kind", ["rsa", "ecdsa", "certificate"])
 def test_every_kind_of_key(w: World, kind: str, tmp_path: Path) -> None:
     public = make_key(tmp_path / "key", "ed25519" if kind == "certificate" else kind)
