@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -75,10 +76,11 @@ def details(
     ``name`` is the device's name from this machine's usb.ids, never what a remote said, or,
     without a device, what there is instead. ``classes`` is every interface's class, subclass and
     protocol in hex, of all configurations, such as ``030101``. Ids are four hex digits. All keys
-    are always there.
+    are always there, so that a rule needs no care. ``remote`` is empty for this machine.
     """
     return {
         "remote": remote,
+        "machine": remote or os.uname().nodename,
         "busid": device.busid if device else "",
         "device.vendor-id": f"{device.vendor_id:04x}" if device else "",
         "device.product-id": f"{device.product_id:04x}" if device else "",

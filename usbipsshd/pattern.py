@@ -17,10 +17,11 @@ from usbipsshd.errors import Code, UsbipError
 
 MAX_PATTERN = 256
 
-_LITERAL = re.compile(r"[A-Za-z0-9_:/,@#%=<>~'\"-]+(?: [A-Za-z0-9_:/,@#%=<>~'\"-]+)*", re.ASCII)
+_LITERAL = re.compile(r"[A-Za-z0-9_:/,@#%=<>~'\" -]+", re.ASCII)
 _VIDPID = re.compile(r"0*([0-9a-fA-F]{1,4}):0*([0-9a-fA-F]{1,4})", re.ASCII)
 _VIDPID_WORD = re.compile(r"(?<![^ ])0*([0-9a-fA-F]{1,4}):0*([0-9a-fA-F]{1,4})(?![^ ])", re.ASCII)
 
+_SPACES = re.compile(" +")
 _CLASS_START = re.compile(r"\[\^?\]?")
 
 
@@ -92,7 +93,7 @@ class Pattern:
             return cls(negated, busid=rest)
         if ids := _VIDPID.fullmatch(rest):
             return cls(negated, ids=(int(ids[1], 16), int(ids[2], 16)))
-        words = " ".join(rest.split())
+        words = _SPACES.sub(" ", rest)
         if _LITERAL.fullmatch(words) and not _VIDPID_WORD.search(words):
             return cls(negated, literal=words)
         expression = _loosen(rest)

@@ -184,7 +184,9 @@ class RemoteStore:
         label = str(options.get("label", ""))
         if len(label) > 128 or clean(label) != label:
             raise UsbipError(
-                Code.INVALID_ARGS, "A label has at most 128 characters and no control characters."
+                Code.INVALID_ARGS,
+                "A label has at most 128 characters, no control characters, and no spaces but "
+                "single ones between words.",
             )
         text = str(options.get("address", name))
         address = parse_address(text)

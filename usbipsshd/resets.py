@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 
 from usbipsshd.attachment import Attachment
-from usbipsshd.authority import Action
+from usbipsshd.authority import Action, details
 from usbipsshd.chooser import Chooser, attachable
 from usbipsshd.device import Device
 from usbipsshd.errors import Code, UsbipError
@@ -42,7 +42,7 @@ class Resets:
         """
         parsed = Pattern.parse(pattern)
         if not remote:
-            await asking.require([Action.RESET], {"remote": ""})
+            await asking.require([Action.RESET], details(""))
             devices = await self._select(parsed, self._usb.devices(), "This machine")
             lent = {d.busid: self._service.attachments.lent(d.busid) for d in devices}
             for attachment in lent.values():
@@ -70,7 +70,7 @@ class Resets:
         unlisted = [] if found.listed else [Action.USE_UNLISTED_REMOTE]
         # Somebody else's attachment may be among what is found.
         others = any(a.remote == name and a.owner_uid != asking.uid for a in service.attachments)
-        await asking.require([*unlisted, Action.RESET], {"remote": name}, more=others)
+        await asking.require([*unlisted, Action.RESET], details(name), more=others)
         with service.links.kept(found, agent) as link:
             async with link.use() as session:
                 usb = RemoteUsb(session, name)

@@ -37,6 +37,10 @@ from usbipsshd.usbids import UsbIds
 log = logging.getLogger(__name__)
 
 
+EVERYTHING = "*"
+"""What a question names where it is about a hub: in no language."""
+
+
 class Asking(Protocol):
     """One call's dealings with polkit."""
 
@@ -141,7 +145,7 @@ class Service:
         """A remote's devices that match, in tree order."""
         parsed = Pattern.parse(pattern)
         found = self.store.find(remote)
-        await asking.require(_to_connect(found), {"remote": found.name})
+        await asking.require(_to_connect(found), details(found.name))
         with self.links.kept(found, agent) as link:
             async with link.use() as session:
                 devices = await RemoteUsb(session, found.name).devices()
@@ -155,7 +159,7 @@ class Service:
             return list(self._checks.findings())
         there_ = self.store.find(remote)
         name = there_.name
-        await asking.require(_to_connect(there_), {"remote": name})
+        await asking.require(_to_connect(there_), details(name))
         found = list(self._checks.findings())
         try:
             with self.links.kept(there_, agent) as link:
@@ -183,7 +187,7 @@ class Service:
             raise no_agent_later()
         found = self.store.find(remote)
         name = found.name
-        await asking.require(_to_connect(found), {"remote": name}, more=True)
+        await asking.require(_to_connect(found), details(name), more=True)
         await self.attachments.awake()
         with self.links.kept(found, agent) as link:
             async with link.use() as session:
@@ -245,7 +249,7 @@ class Service:
         found = self.store.find(remote)
         managing = [Action.MANAGE_REMOTES] if options.persist else []
         actions = [*managing, *_to_connect(found), Action.ATTACH_INPUT]
-        await asking.require(actions, {"remote": found.name})
+        await asking.require(actions, details(found.name, name=EVERYTHING))
         with self.links.kept(found, agent) as link:
             hub = Hub(
                 self.hubs.number(),
@@ -313,7 +317,7 @@ class Service:
     async def detach_hub(self, asking: Asking, hub: Hub) -> None:
         """Detach a hub with all that it attached."""
         if hub.owner_uid != asking.uid:
-            await asking.require([Action.DETACH_OTHERS], {"remote": hub.remote})
+            await asking.require([Action.DETACH_OTHERS], _hub_details(hub))
         await self.hubs.detach(hub, asking.uid)
 
     async def detach_target(self, asking: Asking, target: str) -> int:
@@ -340,11 +344,11 @@ class Service:
 
     async def _detach_all(self, asking: Asking) -> int:
         """Everything of the caller's own, and of others what it may detach without a question."""
-        hubs = [h for h in self.hubs if await self._owns(asking, h.owner_uid, h.remote, "")]
+        hubs = [h for h in self.hubs if await self._owns(asking, h.owner_uid, _hub_details(h))]
         attachments = [
             a
             for a in self.attachments
-            if await self._owns(asking, a.owner_uid, a.remote, a.device.busid)
+            if await self._owns(asking, a.owner_uid, self.details_of(a.remote, a.device)[0])
         ]
         async with asyncio.TaskGroup() as group:
             for hub in hubs:
@@ -355,8 +359,7 @@ class Service:
         return len(attachments)
 
     @staticmethod
-    async def _owns(asking: Asking, owner_uid: int, remote: str, busid: str) -> bool:
-        about = {"remote": remote, "busid": busid}
+    async def _owns(asking: Asking, owner_uid: int, about: Mapping[str, str]) -> bool:
         return owner_uid == asking.uid or await asking.may(Action.DETACH_OTHERS, about)
 
     async def may_detach(self, asking: Asking, attachment: Attachment) -> None:
@@ -371,7 +374,7 @@ class Service:
         """Give exported devices back to their own drivers; return their bus ids."""
         parsed = Pattern.parse(pattern)
         if not remote:
-            await asking.require([Action.UNBIND], {"remote": ""})
+            await asking.require([Action.UNBIND], details(""))
             exported = await self._exported(parsed, self._usb.devices(), "This machine")
             lent = [a for a in map(self.attachments.lent, (d.busid for d in exported)) if a]
             for export in lent:
@@ -388,7 +391,7 @@ class Service:
         actions = [*unlisted, Action.UNBIND]
         # Somebody else's attachment may be among what is found.
         others = any(a.remote == name and a.owner_uid != asking.uid for a in self.attachments)
-        await asking.require(actions, {"remote": name}, more=others)
+        await asking.require(actions, details(name), more=others)
         with self.links.kept(found, agent) as link:
             async with link.use() as session:
                 usb = RemoteUsb(session, name)
@@ -418,14 +421,14 @@ class Service:
 
     async def add_remote(self, asking: Asking, name: str, options: Mapping[str, object]) -> Remote:
         """List a remote."""
-        await asking.require([Action.MANAGE_REMOTES], {"remote": name})
+        await asking.require([Action.MANAGE_REMOTES], details(name))
         remote = self.store.add(name, options)
         log.info("uid %d added the remote %s at %s", asking.uid, name, remote.address)
         return remote
 
     async def remove_remote(self, asking: Asking, name: str) -> None:
         """Detach what a remote holds, and forget it."""
-        await asking.require([Action.MANAGE_REMOTES], {"remote": name})
+        await asking.require([Action.MANAGE_REMOTES], details(name))
         self.store.check_removable(name)
         await self._let_go(name, asking.uid)
         self.store.remove(name)
@@ -455,7 +458,7 @@ class Service:
         """Pin a listed remote's host key, if it presents exactly this one now."""
         check_fingerprint(wanted)
         remote = self.store.listed(name)
-        await asking.require([Action.MANAGE_REMOTES], {"remote": name})
+        await asking.require([Action.MANAGE_REMOTES], details(name))
         key = await fetch_host_key(self._launcher, self.links.ways, remote, wanted)
         try:
             offered = fingerprint(key)
@@ -501,6 +504,11 @@ def _cannot_keep() -> UsbipError:
         "This machine could not write down what is to persist; see whether its disk is full, and "
         "the log of usbipsshd.",
     )
+
+
+def _hub_details(hub: Hub) -> dict[str, str]:
+    """What polkit's rules are told of a hub."""
+    return details(hub.remote, name=EVERYTHING)
 
 
 def _to_connect(remote: Remote) -> list[Action]:

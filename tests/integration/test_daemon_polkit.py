@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +16,8 @@ from integration.world import ALICE, ATTACHMENT, BOB, CAROL, MANAGER, NAME, ROOT
 INTERACTIVE = 4
 """The message flag ALLOW_INTERACTIVE_AUTHORIZATION (D-Bus specification)."""
 
+HERE = os.uname().nodename
+
 EXAMPLE = (CHECKOUT / "polkit/50-usbipssh1-example.rules").read_text()
 
 # Alice may do what a rule can tell from the details alone; root answers questions.
@@ -23,7 +26,12 @@ polkit.addAdminRule(function(action, subject) { return ["unix-user:root"]; });
 polkit.addRule(function(action, subject) {
     if (subject.user != "alice" || action.id.indexOf("org.usbipssh1.") != 0)
         return polkit.Result.NOT_HANDLED;
-    var told = function(name) { return String(action.lookup(name)); };
+    var told = function(name) { return action.lookup(name); };
+    // A rule can count on every detail, whatever is asked for.
+    var every = ["remote", "busid", "device.vendor-id", "device.product-id", "device.classes",
+                 "device.name"];
+    for (var i = 0; i < every.length; i++)
+        if (typeof told(every[i]) != "string") return polkit.Result.NO;
     switch (action.id.substring(14)) {
     case "list": return told("remote") == "closed" ? polkit.Result.NO : polkit.Result.YES;
     case "manage-remotes": return told("remote") == "mine" ? polkit.Result.YES : polkit.Result.NO;
@@ -222,6 +230,32 @@ def test_a_question_is_asked_once(w: World, yes: bool) -> None:
     assert len(w.attachments()) == yes
     # Nothing that a remote says of itself is in the question.
     assert "USB Keyboard" not in asked[0][1]
+
+
+@pytest.mark.parametrize(
+    ("member", "words", "says"),
+    [
+        ("AttachAll", ["pi", "nothing"], "use USB devices of pi"),
+        ("Unbind", ["", ""], f"take exported USB devices back on {HERE}"),
+        ("Reset", ["", ""], f"reset USB devices of {HERE}"),
+        ("RemoveRemote", ["pi"], "change what this machine keeps about pi"),
+    ],
+)  # fmt: skip
+def test_a_question_is_a_whole_sentence(w: World, member: str, words: list[str], says: str) -> None:
+    async def ask() -> list[tuple[str, str]]:
+        async with Agent(w.bus, CAROL, lambda _action, _text: False) as agent:
+            client = w.bus.connect(CAROL)
+            await client.connect()
+            signature = "s" * len(words) + "a{sv}"
+            await client_call(
+                client, NAME, ROOT, MANAGER, member, signature, *words, {}, flags=INTERACTIVE
+            )
+            client.disconnect()
+            return agent.asked
+
+    ((_, text),) = asyncio.run(ask())
+    assert text.endswith(says), text
+    assert "$" not in text
 
 
 def test_a_caller_that_leaves_takes_its_question_along(w: World) -> None:
