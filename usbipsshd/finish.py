@@ -4,13 +4,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
-async def to_the_end(work: Coroutine[None, None, None]) -> None:
-    """Do ``work`` to its end, however often this is cancelled; then be cancelled.
+async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """Await ``work``; cancelled meanwhile, let it finish first, then be cancelled.
 
-    ``work`` must bound its own time.
+    ``work`` must bound its own time. If it fails after a cancellation, that is only logged.
     """
     task = asyncio.create_task(work)
     cancelled = False
@@ -19,6 +25,8 @@ async def to_the_end(work: Coroutine[None, None, None]) -> None:
             await asyncio.wait([task])
         except asyncio.CancelledError:
             cancelled = True
-    task.result()
     if cancelled:
+        if not task.cancelled() and task.exception() is not None:
+            log.info("while being cancelled: %s", task.exception())
         raise asyncio.CancelledError
+    return task.result()

@@ -15,18 +15,18 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from usbipsshd.errors import Code
+from usbipsshd.finish import to_the_end
 from usbipsshd.session.agent import Agent
 from usbipsshd.session.carrier import Carrier
 from usbipsshd.session.failure import Failure
+from usbipsshd.session.held import Held, Listen
 
 log = logging.getLogger(__name__)
 
 EXPORT_LIMIT = 20.0
 """Seconds from the request to the near end, without what undoing takes."""
-MAX_EXPORTS = 64
 
 T = TypeVar("T")
-Listen = Callable[[Sequence[str], str], Awaitable[Carrier]]
 Released = Callable[[str, Failure | None], Awaitable[None]]
 
 
@@ -43,25 +43,6 @@ class Wanted:
     """Whether its own driver gets it back when the connection ends by itself."""
 
 
-async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """Await ``work``, and if cancelled meanwhile let it finish first.
-
-    For work that is bounded in time and must not be left half done.
-    """
-    task = asyncio.create_task(work)
-    cancelled = False
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        if not task.cancelled() and task.exception() is not None:
-            log.info("while being cancelled: %s", task.exception())
-        raise asyncio.CancelledError
-    return task.result()
-
-
 class Exports:
     """The exports of one connection, by bus id.
 
@@ -72,22 +53,18 @@ class Exports:
         self._agent = agent
         self._listen = listen
         self._released = released
-        self._held: dict[str, Carrier] = {}
-        self._watchers: dict[str, asyncio.Task[None]] = {}
+        self.held = Held(agent, too_many="too many devices from one remote")
+        """What the remote exports for this session now."""
 
     async def export(self, wanted: Wanted) -> socket.socket:
         """Export a device; the near end of its connection, which the caller closes.
 
         The remote's kernel has its end by then. Raises :exc:`Failure`.
         """
-        async with self._agent.device(wanted.busid):
-            if wanted.busid in self._held:
-                raise Failure(Code.ALREADY_ATTACHED)
-            if len(self._held) >= MAX_EXPORTS:
-                raise Failure(Code.LIMITS_EXCEEDED, "too many devices from one remote")
+        async with self.held.device(wanted.busid):
+            self.held.check_free(wanted.busid)
             carrier, near = await self._establish(wanted)
-            self._held[wanted.busid] = carrier
-            self._watchers[wanted.busid] = asyncio.create_task(self._watch(wanted, carrier))
+            self.held.add(wanted.busid, carrier, lambda: self._ended(wanted))
             return near
 
     async def _establish(self, wanted: Wanted) -> tuple[Carrier, socket.socket]:
@@ -148,35 +125,20 @@ class Exports:
             return failure
         return None
 
-    async def _watch(self, wanted: Wanted, carrier: Carrier) -> None:
-        busid = wanted.busid
-        why = await asyncio.shield(carrier.ended)
-        async with self._agent.device(busid):
-            if self._held.get(busid) is not carrier or self._agent.ended.done():
-                return
-            log.info("the connection of %s ended %s", busid, why)
-            await to_the_end(self._end_by_itself(wanted, carrier))
-
-    async def _end_by_itself(self, wanted: Wanted, carrier: Carrier) -> None:
-        busid = wanted.busid
-        del self._held[busid]
-        del self._watchers[busid]
-        await carrier.close()
-        failure = await self._give_back(busid, rebind=wanted.rebind)
+    async def _ended(self, wanted: Wanted) -> None:
+        failure = await self._give_back(wanted.busid, rebind=wanted.rebind)
         if not self._agent.ended.done():
-            await self._released(busid, failure)
+            await self._released(wanted.busid, failure)
 
     async def release(self, busid: str, *, rebind: bool) -> None:
         """End an export and give the device back; NotAttached when it is none of ours.
 
         Cancelled, it is finished all the same.
         """
-        async with self._agent.device(busid):
-            carrier = self._held.pop(busid, None)
+        async with self.held.device(busid):
+            carrier = self.held.take(busid)
             if carrier is None:
                 raise Failure(Code.NOT_ATTACHED)
-            watcher = self._watchers.pop(busid)
-            watcher.cancel()
             await to_the_end(self._release(busid, carrier, rebind))
 
     async def _release(self, busid: str, carrier: Carrier, rebind: bool) -> None:
@@ -185,39 +147,16 @@ class Exports:
 
     async def unbind(self, busid: str) -> None:
         """Take a device from the remote's usbip-host, ours or not."""
-        async with self._agent.device(busid):
-            carrier = self._held.pop(busid, None)
+        async with self.held.device(busid):
+            carrier = self.held.take(busid)
             if carrier is not None:
-                self._watchers.pop(busid).cancel()
                 await to_the_end(self._release(busid, carrier, rebind=True))
             else:
                 await to_the_end(self._agent.unbind(busid))
 
     async def reset(self, busid: str, vendor_id: int, product_id: int, devid: int) -> None:
         """Reset a device's port; AlreadyAttached while it is exported here."""
-        async with self._agent.device(busid):
-            if busid in self._held:
+        async with self.held.device(busid):
+            if busid in self.held:
                 raise Failure(Code.ALREADY_ATTACHED)
             await to_the_end(self._agent.reset(busid, vendor_id, product_id, devid))
-
-    def busids(self) -> list[str]:
-        """The devices that are exported now."""
-        return sorted(self._held)
-
-    def statistics(self, busid: str) -> tuple[int, int]:
-        """Bytes received and sent for an export; NotAttached."""
-        carrier = self._held.get(busid)
-        if carrier is None:
-            raise Failure(Code.NOT_ATTACHED)
-        return carrier.statistics()
-
-    async def close(self) -> None:
-        """Close every connection; the agent gives the devices back when its input ends."""
-        watchers = list(self._watchers.values())
-        for watcher in watchers:
-            watcher.cancel()
-        await asyncio.gather(*watchers, return_exceptions=True)
-        carriers = list(self._held.values())
-        self._held.clear()
-        self._watchers.clear()
-        await asyncio.gather(*(carrier.close() for carrier in carriers))

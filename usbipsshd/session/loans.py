@@ -13,15 +13,16 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from usbipsshd.device import Device
 from usbipsshd.errors import Code
+from usbipsshd.finish import to_the_end
 from usbipsshd.session.agent import Agent
 from usbipsshd.session.carrier import Carrier
-from usbipsshd.session.exports import MAX_EXPORTS, Listen, to_the_end
 from usbipsshd.session.failure import Failure
+from usbipsshd.session.held import Held, Listen
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +54,9 @@ class Loans:
         self._agent = agent
         self._listen = listen
         self._returned = returned
-        self._held: dict[str, Carrier] = {}
-        self._watchers: dict[str, asyncio.Task[None]] = {}
+        # The remote may have a device of its own with that bus id.
+        self.held = Held(agent, too_many="too many devices for one remote", prefix="port ")
+        """What the remote has from this machine now."""
 
     async def ready(self, busid: str, speed: int) -> str:
         """See that the remote could attach it; the agent's folder. Raises :exc:`Failure`."""
@@ -67,14 +69,10 @@ class Loans:
         """
         with contextlib.ExitStack() as stack:
             stack.callback(ours.close)
-            async with self._agent.device(_key(loan.busid)):
-                if loan.busid in self._held:
-                    raise Failure(Code.ALREADY_ATTACHED)
-                if len(self._held) >= MAX_EXPORTS:
-                    raise Failure(Code.LIMITS_EXCEEDED, "too many devices for one remote")
+            async with self.held.device(loan.busid):
+                self.held.check_free(loan.busid)
                 carrier, at = await self._establish(loan, ours, stack)
-                self._held[loan.busid] = carrier
-                self._watchers[loan.busid] = asyncio.create_task(self._watch(loan.busid, carrier))
+                self.held.add(loan.busid, carrier, lambda: self._ended(loan.busid))
                 return at
 
     async def _establish(
@@ -125,18 +123,7 @@ class Loans:
         except Failure as failure:
             log.warning("the port of %s was not freed: %s", busid, failure)
 
-    async def _watch(self, busid: str, carrier: Carrier) -> None:
-        why = await asyncio.shield(carrier.ended)
-        async with self._agent.device(_key(busid)):
-            if self._held.get(busid) is not carrier or self._agent.ended.done():
-                return
-            log.info("the connection of %s ended %s", busid, why)
-            await to_the_end(self._end_by_itself(busid, carrier))
-
-    async def _end_by_itself(self, busid: str, carrier: Carrier) -> None:
-        del self._held[busid]
-        del self._watchers[busid]
-        await carrier.close()
+    async def _ended(self, busid: str) -> None:
         await self._detach(busid)
         if not self._agent.ended.done():
             await self._returned(busid)
@@ -145,11 +132,10 @@ class Loans:
         """Detach it there; NotAttached when it is none of ours. Cancelled, it is finished all the
         same.
         """
-        async with self._agent.device(_key(busid)):
-            carrier = self._held.pop(busid, None)
+        async with self.held.device(busid):
+            carrier = self.held.take(busid)
             if carrier is None:
                 raise Failure(Code.NOT_ATTACHED)
-            self._watchers.pop(busid).cancel()
             await to_the_end(self._take_back(busid, carrier))
 
     async def _take_back(self, busid: str, carrier: Carrier) -> None:
@@ -161,35 +147,9 @@ class Loans:
 
     async def look(self, busid: str) -> Device:
         """What the device is there: its bus id and nodes; NotAttached."""
-        if busid not in self._held:
+        if busid not in self.held:
             raise Failure(Code.NOT_ATTACHED)
         return await self._agent.look(busid)
-
-    def busids(self) -> Sequence[str]:
-        """The devices that are lent now."""
-        return sorted(self._held)
-
-    def statistics(self, busid: str) -> tuple[int, int]:
-        """Bytes received from the remote and sent to it; NotAttached."""
-        carrier = self._held.get(busid)
-        if carrier is None:
-            raise Failure(Code.NOT_ATTACHED)
-        return carrier.statistics()
-
-    async def close(self) -> None:
-        """Close every connection; the agent frees the ports when its input ends."""
-        for watcher in self._watchers.values():
-            watcher.cancel()
-        await asyncio.gather(*self._watchers.values(), return_exceptions=True)
-        carriers = list(self._held.values())
-        self._held.clear()
-        self._watchers.clear()
-        await asyncio.gather(*(carrier.close() for carrier in carriers))
-
-
-def _key(busid: str) -> str:
-    """What is locked: the remote may have a device of its own with that bus id."""
-    return f"port {busid}"
 
 
 async def _first(one: Awaitable[None], other: asyncio.Task[At]) -> bool:

@@ -58,7 +58,7 @@ class _Remote:
 
     async def close(self) -> None:
         """Give everything back, then close."""
-        await asyncio.gather(self.exports.close(), self.loans.close())
+        await asyncio.gather(self.exports.held.close(), self.loans.held.close())
         await self.agent.close()
         await self.connection.close()
         await self.approach.close()
@@ -356,7 +356,7 @@ class Session:
                     raise
 
     async def _list_exports(self, _id: int, _packet: Packet, _fds: Descriptors) -> Packet:
-        return {"busids": [*self._ready().exports.busids()]}
+        return {"busids": [*self._ready().exports.held.busids()]}
 
     async def _release(self, _id: int, packet: Packet, _fds: Descriptors) -> Packet:
         await self._ready().exports.release(get_busid(packet), rebind=get_bool(packet, "rebind"))
@@ -376,7 +376,7 @@ class Session:
         return {}
 
     async def _statistics(self, _id: int, packet: Packet, _fds: Descriptors) -> Packet:
-        received, sent = self._ready().exports.statistics(get_busid(packet))
+        received, sent = self._ready().exports.held.statistics(get_busid(packet))
         return {"received": received, "sent": sent}
 
     async def _port(self, _id: int, packet: Packet, _fds: Descriptors) -> Packet:
@@ -395,7 +395,7 @@ class Session:
         return {"busid": busid, "port": port}
 
     async def _list_loans(self, _id: int, _packet: Packet, _fds: Descriptors) -> Packet:
-        return {"busids": [*self._ready().loans.busids()]}
+        return {"busids": [*self._ready().loans.held.busids()]}
 
     async def _loan(self, id_: int, packet: Packet, _fds: Descriptors) -> Packet:
         await self._send_row(id_, await self._ready().loans.look(get_busid(packet)))
@@ -406,7 +406,7 @@ class Session:
         return {}
 
     async def _loan_statistics(self, _id: int, packet: Packet, _fds: Descriptors) -> Packet:
-        received, sent = self._ready().loans.statistics(get_busid(packet))
+        received, sent = self._ready().loans.held.statistics(get_busid(packet))
         return {"received": received, "sent": sent}
 
     async def _cancel(self, _id: int, packet: Packet, _fds: Descriptors) -> Packet:
