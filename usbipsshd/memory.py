@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from usbipsshd.attachment import Attachment, State
+from usbipsshd.attachment import Attachment, Direction, State
 from usbipsshd.attachments import Attachments, Running
 from usbipsshd.hub import Hub
 from usbipsshd.hubs import Hubs
@@ -42,6 +42,8 @@ class Remembered:
     running: dict[int, Running] = field(default_factory=dict)
     """Those that were attached, by number."""
     hubs: list[Hub] = field(default_factory=list)
+    leaving: list[Attachment] = field(default_factory=list)
+    """Exports that were being detached: their devices are still to be given back here."""
     same_boot: bool = False
     """Whether this was written since the machine started."""
 
@@ -86,6 +88,11 @@ class Memory:
                 log.warning("a remembered attachment is left out: %s", error)
                 continue
             found.attachments.append(attachment)
+        for record in _records(packet, "leaving"):
+            try:
+                found.leaving.append(attachment_from_json(record))
+            except BadPacket as error:
+                log.warning("a device that was being given back is left out: %s", error)
         return found
 
     def watch(self, attachments: Attachments, hubs: Hubs) -> None:
@@ -129,14 +136,18 @@ class Memory:
             return
         running = {r.attachment.number: r.where for r in self._attachments.running()}
         records: list[Json] = []
+        leaving: list[Json] = []
         for attachment in self._attachments:
             record = attachment_to_json(attachment)
             if attachment.number in running:
                 record |= where_to_json(running[attachment.number])
             if attachment.state is not State.DETACHING:
                 records.append(record)
+            elif attachment.direction is Direction.EXPORT:
+                # What imports leave is found at the other end. Nobody asks this one.
+                leaving.append(record)
         hubs: list[Json] = [hub_to_json(h) for h in self._hubs if h.state is not State.DETACHING]
-        save(self._now_file, {"attachments": records, "hubs": hubs})
+        save(self._now_file, {"attachments": records, "hubs": hubs, "leaving": leaving})
         self._write_persistent()
 
     def _write_persistent(self) -> None:

@@ -62,12 +62,14 @@ class TakeOver:
         self._hubs.skip_numbers(max(hubs, default=0))
         left = dict(descriptors)
         exports = [a for a in remembered.attachments if a.direction is Direction.EXPORT]
-        lent = [a.device.busid for a in exports]
+        lent = [a.device.busid for a in (*exports, *remembered.leaving)]
         for number, fd in enumerate(left.pop(DESCRIPTOR_NAME, ())):
             if number:
                 os.close(fd)
             else:
                 self._here.take_over(fd, lent)
+        for attachment in remembered.leaving:
+            self._release_soon(attachment.device.busid, rebind=attachment.rebind)
         links = self._every_link([*remembered.attachments, *remembered.hubs], left)
         sessions = self._sessions(links, left)
         # Hubs first: their attachments find them.
@@ -145,7 +147,7 @@ class TakeOver:
             self._drop(running.where, device)
         elif attachment.direction is Direction.EXPORT:
             # It may have been on its way.
-            self._group.create_task(self._release(device.busid), name=f"release {device.busid}")
+            self._release_soon(device.busid)
         if attachment.keep and not attachment.hub:
             self._attachments.begin(link, attachment)
         else:
@@ -154,13 +156,16 @@ class TakeOver:
     def _drop(self, where: Where, device: Device) -> None:
         """Undo what cannot go on."""
         if isinstance(where, Lent):
-            self._group.create_task(self._release(where.busid), name=f"release {where.busid}")
+            self._release_soon(where.busid)
         elif self._importer.take_over(where, device):
             self._importer.detach(where)
 
-    async def _release(self, busid: str) -> None:
+    def _release_soon(self, busid: str, *, rebind: bool = True) -> None:
+        self._group.create_task(self._release(busid, rebind=rebind), name=f"release {busid}")
+
+    async def _release(self, busid: str, *, rebind: bool) -> None:
         try:
-            await self._here.release(busid, rebind=True)
+            await self._here.release(busid, rebind=rebind)
         except UsbipError as error:
             log.warning("%s was left exported: %s", busid, error)
 

@@ -86,6 +86,38 @@ def test_killed_while_another_one_is_on_its_way(w: World) -> None:
     assert values(w, keyboard)["State"] == "attached"
 
 
+def detached(w: World) -> int:
+    """How often pi has let go of a port."""
+    return sum(entry.startswith("detach") for entry in w.pi.state()["log"])
+
+
+@pytest.mark.parametrize("rebind", [True, False])
+def test_killed_while_one_is_being_given_back(w: World, rebind: bool) -> None:
+    """The remote has let go of it, and the agent here, which goes on, was not told yet."""
+    keyboard = export(w, "1-1")
+    stick = export(w, "2-1", "rebind", "b", str(rebind).lower())
+    assert w.systemd is not None
+    w.systemd.wait_stored(2)
+    before = detached(w)
+    w.pi.delay("detach", 4.0)
+    try:
+        pending = w.begin(ALICE, "Detach", "sa{sv}", stick, "0")
+        wait_until(lambda: detached(w) > before, "the remote is not asked")
+        kill(w)
+    finally:
+        w.pi.delay("detach", 0.0)
+    assert pending.answer().error
+    w.start_daemon()
+    assert w.attachments() == [keyboard]
+    driver = "usb" if rebind else ""
+    w.desk.wait(lambda s: s["devices"]["2-1"]["driver"] == driver, 40)
+    w.pi.wait(lambda s: len(s["ports"]) == 1, 40)
+    assert values(w, keyboard)["State"] == "attached"
+    # It can be lent again.
+    if rebind:
+        assert values(w, export(w, "2-1"))["State"] == "attached"
+
+
 def test_killed_without_the_store(w: World) -> None:
     kept = export(w, "2-1", *KEEP)
     export(w, "1-1")

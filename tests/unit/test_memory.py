@@ -164,7 +164,8 @@ def attached(number: int, **changes: Any) -> Attachment:
 def test_after_a_kill_everything_is_known(machine: Machine) -> None:
     one, other = attached(1), attached(2, persist=False, keep=False)
     going = replace(attached(3), state=State.DETACHING)
-    machine.attachments.things = [one, other, going]
+    lent = replace(going, number=4, direction=Direction.EXPORT)
+    machine.attachments.things = [one, other, going, lent]
     machine.attachments.imported = [Running(one, Imported(5, 1, "4-1"))]
     machine.hubs.things = [HUB]
     machine.daemon()
@@ -174,6 +175,7 @@ def test_after_a_kill_everything_is_known(machine: Machine) -> None:
     assert found.running[1].where == Imported(5, 1, "4-1")
     assert set(found.running) == {1}
     assert found.hubs == [HUB]
+    assert [(a.device, a.rebind) for a in found.leaving] == [(STICK, False)]
 
 
 def test_after_a_reboot_only_what_persists(machine: Machine) -> None:
@@ -184,7 +186,7 @@ def test_after_a_reboot_only_what_persists(machine: Machine) -> None:
     found = machine.next_one().recall()
     assert not found.same_boot
     assert [a.number for a in found.attachments] == [1]
-    assert found.running == {}
+    assert (found.running, found.leaving) == ({}, [])
     assert [h.number for h in found.hubs] == [4]
 
 
@@ -257,12 +259,15 @@ def test_one_bad_record_costs_itself(machine: Machine, caplog: pytest.LogCapture
     good, bad = attachment_to_json(ATTACHMENT), attachment_to_json(ATTACHMENT)
     bad["number"], bad["owner_uid"] = 8, "root"
     hub = hub_to_json(HUB)
-    packet = {"attachments": [bad, good, good, 7], "hubs": [hub, {**hub, "aside": 7}, []]}
+    packet = {
+        "attachments": [bad, good, good, 7], "hubs": [hub, {**hub, "aside": 7}, []],
+        "leaving": [bad, 7],
+    }  # fmt: skip
     assert save(machine.persistent, cast(Any, packet))
     found = machine.next_one().recall()
     assert [a.number for a in found.attachments] == [7]
-    assert found.hubs == [HUB]
-    assert caplog.text.count("is left out") == 3
+    assert (found.hubs, found.leaving) == ([HUB], [])
+    assert caplog.text.count("is left out") == 4
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "\0\0\0", '{"a":' * 5000])
