@@ -63,8 +63,18 @@ _CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configura
     <allow send_destination="org.freedesktop.login1"/>
   </policy>
   {includes}
+  {answers}
 </busconfig>
 """
+
+
+# For a bus that lets everybody answer whatever they were not asked.
+_ANY_ANSWER = """<policy context="mandatory">
+  <allow send_requested_reply="false" send_type="method_return"/>
+  <allow send_requested_reply="false" send_type="error"/>
+  <allow receive_requested_reply="false" receive_type="method_return"/>
+  <allow receive_requested_reply="false" receive_type="error"/>
+</policy>"""
 
 
 @dataclass
@@ -174,12 +184,16 @@ def _read_line(fd: int) -> bytes:
 
 @contextmanager
 def system_bus(
-    users: Mapping[str, int] | None = None, groups: Mapping[str, tuple[str, ...]] | None = None
+    users: Mapping[str, int] | None = None,
+    groups: Mapping[str, tuple[str, ...]] | None = None,
+    *,
+    any_answer: bool = False,
 ) -> Iterator[SystemBus]:
     """A dbus-daemon of type system that loads dbus/org.usbipssh1.conf and polkit's policy.
 
     ``users`` are known to it and to polkitd by name, ``groups`` have them as members. A
     dbus-daemon hangs up on a uid that it does not know, so who calls must be among them.
+    ``any_answer``: the bus passes on answers that nobody asked for, as a real one does not.
     """
     folder = Path(tempfile.mkdtemp(prefix="usbipsshd-bus-"))
     folder.chmod(0o755)
@@ -191,6 +205,7 @@ def system_bus(
             shutil.copy(include, folder / f"{number}.conf")
         text = _CONFIG.format(
             socket=bus.socket,
+            answers=_ANY_ANSWER if any_answer else "",
             includes="".join(
                 f"<include>{folder}/{number}.conf</include>" for number in range(len(includes))
             ),

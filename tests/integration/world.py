@@ -352,15 +352,19 @@ def world(
     pi: FakeKernel | None = None,
     with_systemd: bool = False,
     more_users: Mapping[str, int] | None = None,
+    any_answer: bool = False,
 ) -> Iterator[World]:
     """Start everything; what was started is stopped, and the log shown if the test failed.
 
     ``more_users`` may call, beside Alice, Bob and Carol.
+    ``any_answer``: see :func:`system_bus`.
     ``with_systemd``: sessions are started, and outlive the daemon, as under systemd.
     """
     users = {"alice": ALICE, "bob": BOB, "carol": CAROL, **(more_users or {})}
     with contextlib.ExitStack() as stack:
-        bus = stack.enter_context(system_bus(users=users, groups={"lab": ("carol",)}))
+        bus = stack.enter_context(
+            system_bus(users=users, groups={"lab": ("carol",)}, any_answer=any_answer)
+        )
         polkit = stack.enter_context(polkitd(bus, rules))
         desk_kernel = stack.enter_context(desk or FakeKernel())
         pi_kernel = stack.enter_context(pi or FakeKernel())

@@ -9,7 +9,8 @@ What dbus-next 0.2.3 does, and what happens here instead:
 - A message that the parser dislikes ends the connection, a long one fills memory,
   parsed signatures are kept for ever, received descriptors are left open and are inherited by
   children: see :mod:`usbipsshd.bus.wire`.
-- ``call`` never returns once the bus is gone, and has no time limit: it has both.
+- ``call`` never returns once the bus is gone, has no time limit, and takes an answer from anybody:
+  it has a limit, and takes it from who was asked, see :mod:`usbipsshd.bus.answers`.
 - A bus that hangs up during the login makes it spin for ever: that is an error.
 - Serial numbers run past 32 bits: they start again.
 - Objects, properties and introspection are not used at all:
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from usbipsshd.bus import wire
+from usbipsshd.bus.answers import Answers, Waiting
 from usbipsshd.bus.callers import Callers
 from usbipsshd.bus.serving import Dispatch, Limits, Server
 from usbipsshd.bus.values import BusError, Disconnected, close_fds
@@ -85,9 +87,9 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
         self._out = wire.Writer(self._sock, self._limits.unsent, self._press)
         self._reading = False
         self._writing = False
-        self._pending: dict[int, asyncio.Future[Any]] = {}
+        self._pending: dict[int, Waiting] = {}
+        self._answers: Answers | None = None
         self._came_along: dict[int, list[int]] = {}
-        self._at_once: dict[int, Callable[[tuple[object, ...]], None]] = {}
         self._signals: dict[tuple[str, str], _Listening] = {}
         self.hear: Callable[[Any], None] | None = None
         """Gets every signal that arrives, as the library's message; see :meth:`listen`."""
@@ -102,8 +104,9 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
     async def start(self, dispatch: Dispatch | None = None, *, follow_callers: bool = True) -> None:
         """Log in and start answering calls with ``dispatch``.
 
-        Without ``follow_callers`` a call goes on when its caller leaves, and nobody's joining or
-        leaving of the bus wakes this program up.
+        Without ``follow_callers`` a call goes on when its caller leaves, nobody's joining or
+        leaving of the bus wakes this program up, and it leaves to the bus that answers come from
+        who was asked.
 
         Raises :exc:`Disconnected` if that fails or takes longer than ten seconds.
         """
@@ -122,6 +125,7 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
                         f"interface='{_BUS}',member='NameOwnerChanged'"
                     )
                     await self.call(_BUS, _BUS_PATH, _BUS, "AddMatch", "s", [rule])
+                    self._answers = Answers(self._ask_owner)
         except Disconnected:
             raise
         except Exception as error:
@@ -199,9 +203,11 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
         self._frames.close()
         self._out.close()
         self._close_socket()
-        for future in self._pending.values():
-            if not future.done():
-                future.set_exception(Disconnected("the connection to the message bus has ended"))
+        for waiting in self._pending.values():
+            if not waiting.answer.done():
+                waiting.answer.set_exception(
+                    Disconnected("the connection to the message bus has ended")
+                )
         self._pending.clear()
         self._server.drop()
         self._sent.set()
@@ -306,17 +312,16 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
             | (_NO_FLAG if start else _NO_AUTOSTART),
             unix_fds=list(send_fds),
         )
-        future: asyncio.Future[Any] = self._loop.create_future()
-        self._pending[message.serial] = future
-        if at_once is not None:
-            self._at_once[message.serial] = at_once
+        waiting = Waiting(destination, self._loop.create_future(), at_once)
+        if self._answers is not None:
+            self._answers.expect(waiting)
+        self._pending[message.serial] = waiting
         try:
             self.send(message)
             async with asyncio.timeout(timeout):
-                reply = await future
+                reply = await waiting.answer
         finally:
             self._pending.pop(message.serial, None)
-            self._at_once.pop(message.serial, None)
             came = self._came_along.pop(message.serial, [])
             if fds is None:
                 close_fds(came)
@@ -384,16 +389,43 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
         elif message.message_type is _MessageType.SIGNAL:
             self._receive_signal(message)
         else:
-            future = self._pending.pop(message.reply_serial, None)
-            if future is not None and not future.done():
-                self._came_along[message.reply_serial], frame.fds = frame.fds, []
-                if problem is not None:
-                    future.set_exception(BusError(problem.dbus_name, problem.message))
-                else:
-                    future.set_result(message)
-                    at_once = self._at_once.get(message.reply_serial)
-                    if at_once is not None and message.message_type is not _MessageType.ERROR:
-                        at_once(tuple(wire.from_wire(value) for value in message.body))
+            self._receive_answer(message, frame, problem)
+
+    def _receive_answer(self, message: Any, frame: wire.Frame, problem: UsbipError | None) -> None:
+        serial = message.reply_serial
+        waiting = self._pending.get(serial)
+        if waiting is None or not waiting.may_come_from(str(message.sender)):
+            _LOG.debug("left out an answer of %s that nobody asked it for", message.sender)
+            return
+        del self._pending[serial]
+        if waiting.answer.done():
+            return
+        if frame.fds:
+            self._came_along[serial], frame.fds = frame.fds, []
+        if problem is not None:
+            waiting.answer.set_exception(BusError(problem.dbus_name, problem.message))
+            return
+        waiting.answer.set_result(message)
+        if waiting.at_once is not None and message.message_type is not _MessageType.ERROR:
+            waiting.at_once(tuple(wire.from_wire(value) for value in message.body))
+
+    def _ask_owner(self, name: str, told: Callable[[str], None]) -> None:
+        """Ask the bus who owns a name; it answers before it passes on what is sent after this."""
+        message = wire.Message(
+            destination=_BUS,
+            path=_BUS_PATH,
+            interface=_BUS,
+            member="GetNameOwner",
+            signature="s",
+            body=[name],
+            serial=self.next_serial(),
+        )
+        waiting = Waiting(_BUS, self._loop.create_future(), lambda body: told(str(body[0])))
+        waiting.senders = frozenset({_BUS})
+        # Nobody awaits it: that the connection has ended, the call itself says.
+        waiting.answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._pending[message.serial] = waiting
+        self.send(message)
 
     def _receive_signal(self, message: Any) -> None:
         if self.hear is not None:
@@ -410,6 +442,8 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
                     self._server.left(name)
                     self.callers.left(name)
                 return
+            if self._answers is not None:
+                self._answers.owner_is(name, new)
             for listening in self._signals.values():
                 if listening.name == name:
                     listening.owner = new
