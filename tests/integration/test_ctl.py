@@ -58,6 +58,8 @@ def w(shared: World) -> Iterator[World]:
 
 def line(w: World, uid: int, *words: str) -> tuple[list[str], dict[str, str]]:
     command = [
+        # Tests that run in the background of a shell have SIGINT ignored, and hand that down.
+        "env", "--default-signal=INT",
         "setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups",
         "/usr/bin/python3" if uid else sys.executable, "-m", "usbipsshd.ctl", *words,
     ]  # fmt: skip

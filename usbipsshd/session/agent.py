@@ -164,13 +164,14 @@ class Agent:
             self._chan, _ = await ssh.create_session(
                 lambda: self._stream, command, encoding=None, request_pty=False, send_env=(), env={}
             )
-            self._chan.write(text)
         except asyncssh.ChannelOpenError:
             raise Failure(
                 Code.REMOTE_UNSUPPORTED, "its ssh server runs no commands for this user"
             ) from None
         except (asyncssh.Error, OSError) as error:
             raise Failure(Code.CONNECTION_FAILED, str(error)) from None
+        # What has ended by now, such as nologin, is told apart by what it said.
+        self._write(text)
 
     async def _ping(self) -> None:
         while not self.ended.done():
