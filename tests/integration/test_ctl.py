@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -497,6 +498,10 @@ class OnTerminal:
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())
 
+    def echoes(self) -> bool:
+        """Whether what is typed is shown."""
+        return bool(termios.tcgetattr(self._ours)[3] & termios.ECHO)
+
     def ends(self) -> int:
         with contextlib.suppress(OSError):
             while True:
@@ -517,6 +522,18 @@ def test_where_there_is_no_agent_the_question_comes_to_the_terminal(w: World) ->
     assert "AUTHENTICATING" not in on.shown
 
 
+def test_a_question_for_a_password_stands_alone_and_leaves_the_terminal_as_it_was(
+    w: World,
+) -> None:
+    on = OnTerminal(w, "list", "pi", uid=CAROL)
+    on.until("Password: ")
+    wait_until(lambda: not on.echoes(), "what is typed is shown", SECONDS)
+    on.type("\x03")
+    assert on.process.wait(SECONDS) == 130
+    assert on.echoes()
+    on.ends()
+
+
 def test_a_host_key_is_shown_and_trusted_only_with_a_yes(w: World) -> None:
     address = f"root@127.0.0.1:{w.ssh.port}"
     w.call(0, "AddRemote", "sa{sv}", "fresh", "1", "address", "s", address)
@@ -528,6 +545,10 @@ def test_a_host_key_is_shown_and_trusted_only_with_a_yes(w: World) -> None:
             assert w.fingerprint() in on.shown
             on.type(answer)
             assert on.ends() == 4
+        on = OnTerminal(w, "list", "fresh")
+        on.until("Trust it? [y/N] ")
+        on.type("\x03")
+        assert on.ends() == 130
         on = OnTerminal(w, "list", "fresh")
         on.until("Trust it? [y/N] ")
         on.type("y\n")

@@ -63,8 +63,7 @@ async def _run(words: argparse.Namespace, terminal: Terminal) -> int:
     try:
         await client.connect()
         try:
-            async with terminal.password_agent():
-                return await Commands(client, terminal, words).run()
+            return await Commands(client, terminal, words).run()
         finally:
             with contextlib.suppress(OSError):
                 await client.close()

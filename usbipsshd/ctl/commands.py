@@ -7,14 +7,13 @@ import argparse
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import asdict
-from typing import TypeVar
 
 from usbipsshd.client.daemon import Client, ClientError
 from usbipsshd.client.snapshot import Attachment, Device, Snapshot
 from usbipsshd.ctl import columns, events, instance
 from usbipsshd.ctl.arguments import parser
+from usbipsshd.ctl.asking import Asking, Call
 from usbipsshd.ctl.exitcodes import Exit, exit_code
 from usbipsshd.ctl.hints import advised
 from usbipsshd.ctl.holding import hold
@@ -23,11 +22,8 @@ from usbipsshd.ctl.tree import as_json, tree
 
 HERE = "."
 """How this machine is written where a remote is expected."""
-KEY_SECONDS = 5.0
 MAX_NAMED = 8
 """Bus ids named in one message."""
-
-T = TypeVar("T")
 
 
 class Commands:
@@ -37,6 +33,7 @@ class Commands:
         self._client = client
         self._terminal = terminal
         self._words = words
+        self._asking = Asking(client, terminal)
 
     async def run(self) -> Exit:
         """Do what the words say; raise :exc:`ClientError`."""
@@ -91,7 +88,7 @@ class Commands:
         try:
             if name == HERE:
                 return name, await self._client.list_local()
-            return name, await self._client.list_remote(name, interactive=self._terminal.asks)
+            return name, await self._asking.granted(self._listing(name))
         except ClientError as error:
             return name, error
 
@@ -110,12 +107,11 @@ class Commands:
     async def _devices(self, remote: str, pattern: str) -> list[Device]:
         if remote == HERE:
             return await self._client.list_local(pattern)
-        return await self._asking(
-            remote, f"Asking {remote}", lambda: self._list_remote(remote, pattern)
-        )
+        call = self._listing(remote, pattern)
+        return await self._asking.trusted(remote, call, f"Asking {remote}")
 
-    async def _list_remote(self, remote: str, pattern: str) -> list[Device]:
-        return await self._client.list_remote(remote, pattern, interactive=self._terminal.asks)
+    def _listing(self, remote: str, pattern: str = "") -> Call[list[Device]]:
+        return lambda asks: self._client.list_remote(remote, pattern, interactive=asks)
 
     def _show(self, devices: list[Device], *, json_: bool, indent: str = "") -> None:
         if json_:
@@ -158,15 +154,12 @@ class Commands:
         if words.all:
             return await self._attach_all(self._options())
         options = self._options_of_one()
-        path = await self._asking(
+        path = await self._asking.trusted(
             words.remote,
-            f"Attaching from {words.remote}",
-            lambda: self._client.attach(
-                words.remote,
-                words.pattern,
-                options,
-                interactive=self._terminal.asks,
+            lambda asks: self._client.attach(
+                words.remote, words.pattern, options, interactive=asks
             ),
+            f"Attaching from {words.remote}",
         )
         lines = [
             f"{one.remote}/{one.remote_bus_id} is {one.local_bus_id} here  "
@@ -177,15 +170,12 @@ class Commands:
 
     async def _export(self) -> Exit:
         words, options = self._words, self._options_of_one()
-        path = await self._asking(
+        path = await self._asking.trusted(
             words.remote,
-            f"Exporting to {words.remote}",
-            lambda: self._client.export(
-                words.remote,
-                words.local_pattern,
-                options,
-                interactive=self._terminal.asks,
+            lambda asks: self._client.export(
+                words.remote, words.local_pattern, options, interactive=asks
             ),
+            f"Exporting to {words.remote}",
         )
         lines = [
             f"{one.local_bus_id} is {one.remote_bus_id} at {one.remote}  "
@@ -200,15 +190,12 @@ class Commands:
             raise ClientError(
                 "org.freedesktop.DBus.Error.InvalidArgs", "--expect is about one device, not --all."
             )
-        path = await self._asking(
+        path = await self._asking.trusted(
             words.remote,
-            f"Attaching from {words.remote}",
-            lambda: self._client.attach_all(
-                words.remote,
-                words.pattern,
-                options,
-                interactive=self._terminal.asks,
+            lambda asks: self._client.attach_all(
+                words.remote, words.pattern, options, interactive=asks
             ),
+            f"Attaching from {words.remote}",
         )
         return await self._finish(
             path, f"Whatever matches at {words.remote} is attached from now on."
@@ -243,7 +230,7 @@ class Commands:
         worst = Exit.OK
         for target in self._words.target:
             try:
-                count = await self._client.detach(target, interactive=self._terminal.asks)
+                count = await self._detached(target)
             except ClientError as error:
                 if len(self._words.target) == 1:
                     raise
@@ -254,23 +241,26 @@ class Commands:
                     self._terminal.say(f"{count} given back.")
         return worst
 
+    async def _detached(self, target: str) -> int:
+        return await self._asking.granted(
+            lambda asks: self._client.detach(target, interactive=asks), f"Detaching {target}"
+        )
+
     async def _unbind(self) -> Exit:
         remote = "" if self._words.remote == HERE else self._words.remote
-        async with self._terminal.progress(f"Asking {self._words.remote}"):
-            busids = await self._client.unbind(
-                remote, self._words.pattern, interactive=self._terminal.asks
-            )
+        busids = await self._asking.granted(
+            lambda asks: self._client.unbind(remote, self._words.pattern, interactive=asks),
+            f"Asking {remote or 'this machine'}",
+        )
         self._terminal.say(*busids)
         return Exit.OK
 
     async def _reset(self) -> Exit:
         remote = "" if self._words.remote == HERE else self._words.remote
-        busids = await self._asking(
-            self._words.remote,
-            f"Resetting at {self._words.remote}",
-            lambda: self._client.reset(
-                remote, self._words.pattern, interactive=self._terminal.asks
-            ),
+        busids = await self._asking.trusted(
+            remote,
+            lambda asks: self._client.reset(remote, self._words.pattern, interactive=asks),
+            f"Resetting at {remote or 'this machine'}",
         )
         self._terminal.say(*busids)
         return Exit.OK
@@ -327,8 +317,10 @@ class Commands:
 
     async def _doctor(self) -> Exit:
         remote = "" if self._words.remote == HERE else self._words.remote
-        async with self._terminal.progress(f"Looking at {remote or 'this machine'}"):
-            found = await self._client.preflight(remote, interactive=self._terminal.asks)
+        found = await self._asking.granted(
+            lambda asks: self._client.preflight(remote, interactive=asks),
+            f"Looking at {remote or 'this machine'}",
+        )
         if self._words.json:
             self._terminal.say(json.dumps(found, indent=2))
         else:
@@ -351,12 +343,14 @@ class Commands:
 
     async def _remote_add(self) -> Exit:
         words = self._words
-        await self._client.add_remote(
-            words.name,
-            address=words.address,
-            sudo=words.sudo,
-            label=words.label,
-            interactive=self._terminal.asks,
+        await self._asking.granted(
+            lambda asks: self._client.add_remote(
+                words.name,
+                address=words.address,
+                sudo=words.sudo,
+                label=words.label,
+                interactive=asks,
+            )
         )
         await self._client.start()
         self._terminal.say(
@@ -366,7 +360,9 @@ class Commands:
         return Exit.OK
 
     async def _remote_remove(self) -> Exit:
-        await self._client.remove_remote(self._words.name, interactive=self._terminal.asks)
+        await self._asking.granted(
+            lambda asks: self._client.remove_remote(self._words.name, interactive=asks)
+        )
         return Exit.OK
 
     async def _remote_trust(self) -> Exit:
@@ -374,55 +370,18 @@ class Commands:
         fingerprint = words.fingerprint
         if not fingerprint:
             try:
-                await self._list_remote(words.name, "")
+                await self._asking.granted(self._listing(words.name), f"Asking {words.name}")
             except ClientError as error:
                 if error.code not in ("HostKeyUnknown", "HostKeyMismatch"):
                     raise
-                fingerprint = await self._agreed(words.name)
+                fingerprint = await self._asking.agreed(words.name)
                 if not fingerprint:
                     raise
             else:
                 self._terminal.say(f"The host key of {words.name} is trusted already.")
                 return Exit.OK
-        await self._client.trust_host_key(words.name, fingerprint, interactive=self._terminal.asks)
+        await self._asking.trust(words.name, fingerprint)
         return Exit.OK
-
-    # Questions
-
-    async def _asking(self, remote: str, what: str, call: Callable[[], Awaitable[T]]) -> T:
-        """Call; where only a host key stands in the way, ask for it, and call again."""
-        try:
-            async with self._terminal.progress(what):
-                return await call()
-        except ClientError as error:
-            if error.code != "HostKeyUnknown":
-                raise
-            fingerprint = await self._agreed(remote)
-            if not fingerprint:
-                raise
-        await self._client.trust_host_key(remote, fingerprint, interactive=self._terminal.asks)
-        async with self._terminal.progress(what):
-            return await call()
-
-    async def _agreed(self, remote: str) -> str:
-        """The fingerprint that a remote offers, if somebody says that it is the right one."""
-        if not self._terminal.asks:
-            return ""
-
-        def offered(snapshot: Snapshot) -> str:
-            return next((r.offered_host_key for r in snapshot.remotes if r.name == remote), "")
-
-        try:
-            snapshot = await self._client.wait_until(lambda s: bool(offered(s)), KEY_SECONDS)
-        except TimeoutError:
-            return ""
-        fingerprint = offered(snapshot)
-        question = (
-            f"{remote} presents the host key {fingerprint}.\n"
-            "Compare it at that machine: ssh-keygen -l -f /etc/ssh/ssh_host_ed25519_key.pub\n"
-            "Trust it?"
-        )
-        return fingerprint if await self._terminal.confirm(question) else ""
 
 
 def _clock(microseconds: int) -> str:

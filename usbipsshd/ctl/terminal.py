@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 import sys
+import termios
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import TextIO
@@ -68,7 +69,8 @@ class Terminal:
     @asynccontextmanager
     async def progress(self, text: str) -> AsyncIterator[None]:
         """Show what is going on after a second, on terminals only."""
-        showing = asyncio.create_task(self._show(text)) if self._err.isatty() else None
+        visible = self._err.isatty() and os.environ.get("TERM") != "dumb"
+        showing = asyncio.create_task(self._show(text)) if visible else None
         try:
             yield
         finally:
@@ -87,10 +89,20 @@ class Terminal:
             self._err.flush()
 
     async def confirm(self, question: str) -> bool:
-        """Ask; anything but yes is no."""
+        """Ask on a terminal; anything but yes is no."""
         self._err.write(f"{question} [y/N] ")
         self._err.flush()
-        answer = await asyncio.to_thread(sys.stdin.readline)
+        # No thread waits for the line: it could not be interrupted.
+        loop, typed = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(sys.stdin.fileno(), typed.set)
+        try:
+            await typed.wait()
+        except asyncio.CancelledError:
+            self._err.write("\n")
+            raise
+        finally:
+            loop.remove_reader(sys.stdin.fileno())
+        answer = sys.stdin.readline()
         return answer.strip().lower() in ("y", "yes")
 
     @asynccontextmanager
@@ -104,6 +116,7 @@ class Terminal:
             yield
             return
         read, write = os.pipe()
+        before = termios.tcgetattr(sys.stdin)
         # polkit 122 looks for a fallback only where there is a session, which may have an agent.
         fallback = ["--fallback"] if os.environ.get("XDG_SESSION_ID") else []
         try:
@@ -123,3 +136,5 @@ class Terminal:
             with contextlib.suppress(ProcessLookupError):
                 agent.terminate()
             await agent.wait()
+            # Interrupted while a password was typed, it leaves the terminal without an echo.
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
