@@ -35,6 +35,10 @@ class LocalExporter:
         self._events = events
         self._one_at_a_time = asyncio.Lock()
 
+    def available(self) -> bool:
+        """Whether usbip-host is loaded."""
+        return self._driver.is_dir()
+
     async def unbind(self, busid: str) -> None:
         """Give one device back; raise :exc:`UsbipError` (DeviceBusy, DeviceFailed)."""
         async with self._one_at_a_time:

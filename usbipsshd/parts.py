@@ -118,7 +118,12 @@ class Parts:
             chooser=chooser,
             launcher=settings.launcher,
             checks=LocalChecks(
-                vhci, os.uname().release, paths.modules, paths.os_release, self._sleep_waits
+                vhci,
+                os.uname().release,
+                paths.modules,
+                paths.os_release,
+                holds_sleep=self._sleep_waits,
+                exports=exporter.available,
             ),
             keep=self._memory.write,
         )

@@ -17,6 +17,7 @@ NAMES = 16
 """How many bus ids usbip-host's match_busid holds (drivers/usb/usbip/stub_main.c, MAX_BUSID)."""
 SOUND_KERNEL = (5, 1)
 """Before, usbip-host's rebind did more with a pointer that may be stale (see agent.sh)."""
+MAX_PORTS = 9999
 MODULE_STATES = frozenset({"loaded", "there", "missing"})
 FORWARDS = frozenset({"both", "unix", "tcp", "none", ""})
 """What a login may forward; "" where that was not tried."""
@@ -69,6 +70,10 @@ class Facts:
     """Whether one of the connectors reaches a unix socket."""
     forwards: str = ""
     """One of :data:`FORWARDS`."""
+    vhci: str = ""
+    """One of :data:`MODULE_STATES`: vhci-hcd, for exports to it; "" where that was not said."""
+    free_ports: tuple[int, int] | None = None
+    """Of vhci's pools for USB 2 and USB 3, where it is loaded."""
 
 
 def facts_from_json(packet: Mapping[str, Json]) -> Facts:
@@ -77,7 +82,9 @@ def facts_from_json(packet: Mapping[str, Json]) -> Facts:
     if forwards not in FORWARDS:
         raise BadPacket("forwards: unknown")
     systems = f"{get_str(packet, 'os', 64)} {get_str(packet, 'like', 640)}".split()
-    if module not in MODULE_STATES:
+    # A session that has outlived an upgrade does not say the latter.
+    vhci = get_str({"vhci": "", **packet}, "vhci", 16)
+    if module not in MODULE_STATES or vhci not in {*MODULE_STATES, ""}:
         raise BadPacket("module: unknown")
     return Facts(
         uid=get_int(packet, "uid", (1 << 32) - 1),
@@ -88,7 +95,19 @@ def facts_from_json(packet: Mapping[str, Json]) -> Facts:
         names=get_int(packet, "names", 4096),
         by_path=get_bool(packet, "by_path"),
         forwards=forwards,
+        vhci=vhci,
+        free_ports=_free_ports(packet.get("free_ports", [])),
     )
+
+
+def _free_ports(value: Json) -> tuple[int, int] | None:
+    if value == []:
+        return None
+    if not isinstance(value, list) or len(value) != 2:
+        raise BadPacket("free_ports: not two numbers")
+    return (
+        get_int({"hs": value[0]}, "hs", MAX_PORTS), get_int({"ss": value[1]}, "ss", MAX_PORTS)
+    )  # fmt: skip
 
 
 def _kernel(release: str) -> tuple[int, int]:
@@ -112,7 +131,9 @@ class LocalChecks:
         release: str,
         modules: Path,
         os_release: Path,
+        *,
         holds_sleep: Callable[[], bool],
+        exports: Callable[[], bool],
     ) -> None:
         self._vhci = vhci
         self._release = release
@@ -120,6 +141,8 @@ class LocalChecks:
         self._os_release = os_release
         self._holds_sleep = holds_sleep
         """Whether logind waits for us before it lets the machine sleep."""
+        self._exports = exports
+        """Whether usbip-host is loaded."""
 
     def findings(self) -> Iterator[Finding]:
         """What was found here."""
@@ -127,8 +150,9 @@ class LocalChecks:
         if (kernel := _kernel(self._release)) != (0, 0):
             running = "This machine runs Linux {}.{}.".format(*kernel)
             yield Finding("kernel", "here", Verdict.OK, running)
+        yield self._lending()
         if not self._vhci.available:
-            if self._has_module():
+            if self._has_module("vhci-hcd"):
                 yield Finding(
                     "module", "here", Verdict.OK, "vhci-hcd is there, and loaded when needed."
                 )
@@ -170,12 +194,26 @@ class LocalChecks:
             "Detach everything before it sleeps, or see whether systemd-logind runs.",
         )
 
-    def _has_module(self) -> bool:
+    def _lending(self) -> Finding:
+        if self._exports():
+            summary = "For exports, usbip-host is loaded on this machine."
+        elif self._has_module("usbip-host"):
+            summary = "For exports, this machine has usbip-host; it is loaded when needed."
+        else:
+            return Finding(
+                "export-module",
+                "here",
+                Verdict.WARNING,
+                "Nothing of this machine can be exported: it has no kernel module usbip-host.",
+                f"For that, install {_package(self._system(), self._release)}.",
+            )
+        return Finding("export-module", "here", Verdict.OK, summary)
+
+    def _has_module(self, name: str) -> bool:
         folder = self._modules / self._release
-        for name in ("modules.dep", "modules.builtin"):
-            if re.search(r"/vhci-hcd\.ko", read_text(folder / name)):
-                return True
-        return False
+        pattern = rf"/{re.escape(name)}\.ko"
+        lists = ("modules.dep", "modules.builtin")
+        return any(re.search(pattern, read_text(folder / each)) for each in lists)
 
     def _system(self) -> str:
         known = dict(
@@ -245,6 +283,43 @@ def there(remote: str, facts: Facts) -> Iterator[Finding]:
             summary,
             "Detach something; a restart there frees stale names.",
         )
+    yield from _lending(remote, facts)
+
+
+def _lending(remote: str, facts: Facts) -> Iterator[Finding]:
+    """What an export to it needs; nobody else is kept from anything."""
+
+    def finding(id_: str, ok: Verdict, summary: str, remedy: str = "") -> Finding:
+        return Finding(f"export-{id_}", "there", ok, summary, remedy)
+
+    match facts.vhci:
+        case "missing":
+            yield finding(
+                "module",
+                Verdict.WARNING,
+                f"Nothing can be exported to {remote}: it has no kernel module vhci-hcd.",
+                f"For that, install {_package(facts.system, '$(uname -r)')} there.",
+            )
+        case "there":
+            yield finding(
+                "module",
+                Verdict.OK,
+                f"For exports, {remote} has vhci-hcd; it is loaded when needed.",
+            )
+        case "loaded":
+            yield finding("module", Verdict.OK, f"For exports, vhci-hcd is loaded on {remote}.")
+    pools = (("hs", "USB 2"), ("ss", "USB 3"))
+    for (kind, what), left in zip(pools, facts.free_ports or (), strict=False):
+        if left:
+            summary = f"For exports, {left} virtual {what} ports of {remote} are free."
+            yield finding(f"ports-{kind}", Verdict.OK, summary)
+        else:
+            yield finding(
+                f"ports-{kind}",
+                Verdict.WARNING,
+                f"No {what} device can be exported to {remote}: it has no free virtual port.",
+                "For that, detach something there first.",
+            )
 
 
 def _forwarding(remote: str, facts: Facts) -> Iterator[Finding]:

@@ -146,6 +146,28 @@ def test_the_remote_lacks_the_module_or_a_port(w: World) -> None:
     assert w.desk.state()["devices"]["2-1"]["driver"] == "usbip-host"
 
 
+def test_the_doctor_looks_at_what_it_needs(w: World) -> None:
+    def found() -> dict[str, dict[str, Any]]:
+        told = w.call(ALICE, "Preflight", "sa{sv}", "pi", "0")
+        assert {one["ok"] for one in told if one["id"].startswith("export-")} == {"ok"}
+        return {f"{one['machine']} {one['id']}": one for one in told}
+
+    def free(findings: dict[str, dict[str, Any]], kind: str) -> int:
+        summary = findings[f"there export-ports-{kind}"]["summary"]
+        return next(int(word) for word in summary.split() if word.isdigit())
+
+    w.desk.plug("1-1", KEYBOARD)
+    # Both modules are loaded by now.
+    path = export(w, "1-1")
+    during = found()
+    assert "vhci-hcd" in during["there export-module"]["summary"]
+    assert "usbip-host" in during["here export-module"]["summary"]
+    w.call(ALICE, "Detach", "sa{sv}", path, "0")
+    after = found()
+    assert free(after, "hs") == free(during, "hs") + 1
+    assert free(after, "ss") == free(during, "ss") > 0
+
+
 def test_pulled_out_it_ends_and_leaves_nothing(w: World) -> None:
     w.desk.plug("1-1", STICK)
     export(w, "1-1")

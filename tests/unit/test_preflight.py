@@ -13,10 +13,13 @@ from usbipsshd.preflight import Facts, Finding, LocalChecks, Verdict, facts_from
 from usbipsshd.session.replies import BadReply, Reply
 from usbipsshd.vhci import Vhci
 
-SOUND = Facts(0, (6, 1), "debian", 2, "there", 3, forwards="both")
+SOUND = Facts(
+    0, (6, 1), "debian", 2, "there", 3, forwards="both", vhci="loaded", free_ports=(120, 7)
+)  # fmt: skip
 PACKET: dict[str, Json] = {
     "uid": 0, "kernel": "6.1.0-13-amd64", "os": "debian", "connectors": 2, "module": "there",
-    "names": 3, "like": "", "by_path": True, "forwards": "both",
+    "names": 3, "like": "", "by_path": True, "forwards": "both", "vhci": "loaded",
+    "free_ports": [120, 7],
 }  # fmt: skip
 
 
@@ -29,7 +32,16 @@ def test_a_sound_machine() -> None:
     assert {one.ok for one in found} == {Verdict.OK}
     assert {one.machine for one in found} == {"there"}
     assert not any(one.remedy for one in found)
-    assert "13 more" in found[-1].summary
+    told = {one.id: one.summary for one in found}
+    assert "13 more" in told["names"]
+    assert "vhci-hcd" in told["export-module"]
+    assert "120 virtual USB 2" in told["export-ports-hs"]
+    assert "7 virtual USB 3" in told["export-ports-ss"]
+
+
+def test_what_a_session_from_before_an_upgrade_does_not_say_is_not_mentioned() -> None:
+    old = {name: value for name, value in PACKET.items() if name not in ("vhci", "free_ports")}
+    assert not [one for one in there("pi", facts_from_json(old)) if one.id.startswith("export-")]
 
 
 @pytest.mark.parametrize(
@@ -43,6 +55,15 @@ def test_a_sound_machine() -> None:
         ({"names": 16}, "names", Verdict.WARNING, "restart"),
         ({"forwards": "none"}, "forwarding", Verdict.PROBLEM, "AllowStreamLocalForwarding"),
         ({"forwards": "unix", "by_path": False}, "forwarding", Verdict.PROBLEM, "perl"),
+        # Whoever only imports from there is kept from nothing.
+        (
+            {"vhci": "missing", "free_ports": None, "system": "fedora"},
+            "export-module",
+            Verdict.WARNING,
+            "kernel-modules-extra",
+        ),
+        ({"free_ports": (0, 5)}, "export-ports-hs", Verdict.WARNING, "detach"),
+        ({"free_ports": (5, 0)}, "export-ports-ss", Verdict.WARNING, "detach"),
     ],
 )
 def test_what_is_wrong_has_a_remedy(
@@ -78,6 +99,13 @@ def test_facts_from_a_session() -> None:
         {"names": "3"},
         {"connectors": 9},
         {"kernel": None},
+        {"vhci": "ready"},
+        {"vhci": 1},
+        {"free_ports": 120},
+        {"free_ports": [120]},
+        {"free_ports": [120, "7"]},
+        {"free_ports": [120, -1]},
+        {"free_ports": [120, 10_000]},
     ],
 )
 def test_facts_that_are_none(changes: dict[str, Json]) -> None:
@@ -87,24 +115,38 @@ def test_facts_that_are_none(changes: dict[str, Json]) -> None:
 
 def test_the_agents_lines() -> None:
     reply = Reply()
-    for line in ("m loaded", "s 16", "l ubuntu", "l debian", "ok"):
+    for line in ("m loaded", "s 16", "v there", "p 120 0", "l ubuntu", "l debian", "ok"):
         reply.add(line)
+    assert (reply.vhci, reply.free_ports) == ("there", (120, 0))
     assert reply.like == ["ubuntu", "debian"]
     assert (reply.module, reply.names, reply.done) == ("loaded", 16, True)
-    for bad in ("m ready", "s many", "s 1000", "s -1", "m", "l", "l A B"):
+    for bad in (
+        *("m ready", "s many", "s 1000", "s -1", "m", "l", "l A B"),
+        *("v", "v ready", "p", "p 1", "p 1 2 3", "p -1 2", "p 1 99999", "p 1  2"),
+    ):
         with pytest.raises(BadReply):
             Reply().add(bad)
 
 
 def local(
-    tmp_path: Path, system: str = "ID=ubuntu\n", modules: str = "", *, sleeps: bool = True
+    tmp_path: Path,
+    system: str = "ID=ubuntu\n",
+    modules: str = "",
+    *,
+    sleeps: bool = True,
+    exports: bool = False,
 ) -> dict[str, Finding]:
     """What is found here, by id."""
     (tmp_path / "os-release").write_text(system)
     (tmp_path / "modules/6.1").mkdir(parents=True)
     (tmp_path / "modules/6.1/modules.dep").write_text(modules)
     checks = LocalChecks(
-        Vhci(tmp_path / "sys"), "6.1", tmp_path / "modules", tmp_path / "os-release", lambda: sleeps
+        Vhci(tmp_path / "sys"),
+        "6.1",
+        tmp_path / "modules",
+        tmp_path / "os-release",
+        holds_sleep=lambda: sleeps,
+        exports=lambda: exports,
     )
     return {one.id: one for one in checks.findings()}
 
@@ -124,6 +166,17 @@ def test_here_a_module_that_can_be_loaded(tmp_path: Path) -> None:
     dep = "kernel/drivers/usb/usbip/vhci-hcd.ko.xz: kernel/drivers/usb/usbip/usbip-core.ko.xz\n"
     found = local(tmp_path, modules=dep)["module"]
     assert found.ok is Verdict.OK
+
+
+def test_here_what_exports_need(tmp_path: Path) -> None:
+    bad = local(tmp_path)["export-module"]
+    assert (bad.machine, bad.ok) == ("here", Verdict.WARNING)
+    assert "linux-modules-extra-6.1" in bad.remedy
+    (tmp_path / "loaded").mkdir()
+    assert local(tmp_path / "loaded", exports=True)["export-module"].ok is Verdict.OK
+    (tmp_path / "built in").mkdir()
+    dep = "kernel/drivers/usb/usbip/usbip-host.ko:\n"
+    assert local(tmp_path / "built in", modules=dep)["export-module"].ok is Verdict.OK
 
 
 def test_here_sleep_is_waited_for_or_stands_still(tmp_path: Path) -> None:

@@ -41,6 +41,8 @@
 #   TAG reset BUSID VID PID BUSNUM DEVNUM  reset the port of that very device
 #   TAG facts                              m loaded|there|missing   usbip-host; loads nothing
 #                                          s COUNT              bus ids in match_busid
+#                                          v loaded|there|missing   the same for vhci-hcd
+#                                          p HS SS              its free ports, where it is loaded
 #                                          l OSID               what its system is like, best first
 #                                          dir FOLDER           as bind; none without root
 #   TAG watch                              changed              each time a USB device or interface

@@ -127,6 +127,9 @@ class Reply:
         """Bus id and port of a device that was attached there."""
         self.module = ""
         self.names = 0
+        self.vhci = ""
+        self.free_ports: tuple[int, int] | None = None
+        """Of vhci's pools for slower and faster devices, where it is loaded."""
         self.like: list[str] = []
         self._size = 0
         self._lines = 0
@@ -155,7 +158,7 @@ class Reply:
                 self._add_bus(rest)
             case "x":
                 self._add_descriptors(rest)
-            case "dir" | "m" | "s" | "l" | "at":
+            case "dir" | "m" | "s" | "v" | "p" | "l" | "at":
                 self._set(kind, rest)
             case "ok" if not rest:
                 self.done = True
@@ -175,6 +178,11 @@ class Reply:
             self.at = busid, int(port)
         elif kind == "m" and rest in MODULE_STATES:
             self.module = rest
+        elif kind == "v" and rest in MODULE_STATES:
+            self.vhci = rest
+        elif kind == "p" and re.fullmatch(r"[0-9]{1,4} [0-9]{1,4}", rest, re.ASCII):
+            slower, _, faster = rest.partition(" ")
+            self.free_ports = int(slower), int(faster)
         elif kind == "s" and re.fullmatch(r"[0-9]{1,3}", rest, re.ASCII):
             self.names = int(rest)
         elif kind == "l" and len(self.like) < MAX_LIKE and _OS.fullmatch(rest):

@@ -324,6 +324,8 @@ class Session:
             "by_path": by_path,
             "module": facts.module,
             "names": facts.names,
+            "vhci": facts.vhci,
+            "free_ports": list(facts.free_ports or ()),
             "like": " ".join(facts.like),
             "forwards": forwards,
         }

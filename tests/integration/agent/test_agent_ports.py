@@ -246,3 +246,18 @@ def test_a_fresh_one_frees_what_a_killed_one_left(
 )  # fmt: skip
 def test_nonsense(agent: Agent, request_: str) -> None:
     assert agent.fails(request_) == "InvalidArgs request"
+
+
+def test_facts_tell_of_the_module_and_of_free_ports(
+    agent: Agent, desk: FakeKernel, pi: FakeKernel
+) -> None:
+    def told() -> list[bytes]:
+        lines = agent.ask("facts")
+        assert lines[-1] == b"ok", lines
+        return [line for line in lines if line[:2] in (b"v ", b"p ")]
+
+    # Four of each kind.
+    assert agent.ask(f"port 1-1 {HIGH}")[-1] == b"ok"
+    assert told() == [b"v loaded", b"p 4 4"]
+    attach(agent, desk, "2-1", STICK)
+    assert told() == [b"v loaded", b"p 4 3"]

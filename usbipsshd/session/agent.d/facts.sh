@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # shellcheck shell=sh
 #
-# Request facts: what there is to export with.
+# Request facts: what there is to export and to import with.
 
-# facts: what there is to export with.
+# facts: what there is to export and to import with.
 facts() {
     out=
     count=0
@@ -20,6 +20,15 @@ facts() {
         add "m missing"
     fi
     add "s $count"
+    if vhci; then
+        add "v loaded"
+        count_free
+        add "p $hs $ss"
+    elif bounded 10 modprobe -n -q vhci-hcd; then
+        add "v there"
+    else
+        add "v missing"
+    fi
     for file in /etc/os-release /usr/lib/os-release; do
         [ -r "$file" ] || continue
         while read -r value; do

@@ -74,6 +74,21 @@ $ports
 EOT
 }
 
+# count_free: how many ports of each pool are free, in $hs and $ss.
+count_free() {
+    hs=0
+    ss=0
+    ports
+    while read -r _ pool state _; do
+        case $pool:$state in
+            hs:4) hs=$((hs + 1)) ;;
+            ss:4) ss=$((ss + 1)) ;;
+        esac
+    done <<EOT
+$ports
+EOT
+}
+
 # at_port PORT DEVID: the port's state in $state, the bus id here of the device in $at, empty before it
 # has one; false where the port is free or has another device.
 at_port() {
