@@ -136,5 +136,5 @@ class Terminal:
             with contextlib.suppress(ProcessLookupError):
                 agent.terminate()
             await agent.wait()
-            # Interrupted while a password was typed, it leaves the terminal without an echo.
+            # Ended while a password is typed, it may leave the terminal without an echo.
             termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
