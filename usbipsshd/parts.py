@@ -23,11 +23,11 @@ from usbipsshd.importer import Importer
 from usbipsshd.importing import Importing
 from usbipsshd.lending import Lending
 from usbipsshd.links import Links
+from usbipsshd.localchecks import Kernel, LocalChecks
 from usbipsshd.localusb import LocalUsb
 from usbipsshd.matcher import Matcher
 from usbipsshd.memory import Memory
 from usbipsshd.ownkey import Key
-from usbipsshd.preflight import LocalChecks
 from usbipsshd.remotes import RemoteStore
 from usbipsshd.resets import Resets
 from usbipsshd.resetter import LocalResetter
@@ -119,7 +119,7 @@ class Parts:
             launcher=settings.launcher,
             checks=LocalChecks(
                 vhci,
-                os.uname().release,
+                Kernel(os.uname().release, os.uname().version),
                 paths.modules,
                 paths.os_release,
                 holds_sleep=self._sleep_waits,

@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What would stop this from working, on either machine, and how to mend it."""
+"""What would stop this from working, and how to mend it: findings, and those about a remote."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
-from usbipsshd.localusb import read_text
+from usbipsshd.kernels import version
 from usbipsshd.messages import BadPacket, Json, get_bool, get_int, get_str
-from usbipsshd.vhci import Vhci
 
 NAMES = 16
 """How many bus ids usbip-host's match_busid holds (drivers/usb/usbip/stub_main.c, MAX_BUSID)."""
@@ -22,7 +19,7 @@ MODULE_STATES = frozenset({"loaded", "there", "missing"})
 FORWARDS = frozenset({"both", "unix", "tcp", "none", ""})
 """What a login may forward; "" where that was not tried."""
 
-_PACKAGES = {
+PACKAGES = {
     **dict.fromkeys(("ubuntu", "linuxmint", "pop"), "linux-modules-extra-{release}"),
     **dict.fromkeys(("fedora", "rhel", "centos", "rocky", "almalinux"), "kernel-modules-extra"),
     **dict.fromkeys(("debian", "raspbian", "devuan"), "linux-image-{release}"),
@@ -88,8 +85,8 @@ def facts_from_json(packet: Mapping[str, Json]) -> Facts:
         raise BadPacket("module: unknown")
     return Facts(
         uid=get_int(packet, "uid", (1 << 32) - 1),
-        kernel=_kernel(get_str(packet, "kernel", 128)),
-        system=next((system for system in systems if system in _PACKAGES), ""),
+        kernel=version(get_str(packet, "kernel", 128))[:2],
+        system=next((system for system in systems if system in PACKAGES), ""),
         connectors=get_int(packet, "connectors", 8),
         module=module,
         names=get_int(packet, "names", 4096),
@@ -110,119 +107,12 @@ def _free_ports(value: Json) -> tuple[int, int] | None:
     )  # fmt: skip
 
 
-def _kernel(release: str) -> tuple[int, int]:
-    match = re.match(r"([0-9]{1,3})\.([0-9]{1,4})(?![0-9])", release, re.ASCII)
-    return (int(match[1]), int(match[2])) if match else (0, 0)
-
-
-def _package(system: str, release: str) -> str:
-    name = _PACKAGES.get(system)
+def package_of(system: str, release: str) -> str:
+    """What brings more modules for the kernel ``release`` of a system of that ID, in words."""
+    name = PACKAGES.get(system)
     if name is None:
         return "the package that has the kernel's further modules"
     return f"the package {name.format(release=release)}"
-
-
-class LocalChecks:
-    """Looks at this machine. Changes nothing, so no module is loaded."""
-
-    def __init__(
-        self,
-        vhci: Vhci,
-        release: str,
-        modules: Path,
-        os_release: Path,
-        *,
-        holds_sleep: Callable[[], bool],
-        exports: Callable[[], bool],
-    ) -> None:
-        self._vhci = vhci
-        self._release = release
-        self._modules = modules
-        self._os_release = os_release
-        self._holds_sleep = holds_sleep
-        """Whether logind waits for us before it lets the machine sleep."""
-        self._exports = exports
-        """Whether usbip-host is loaded."""
-
-    def findings(self) -> Iterator[Finding]:
-        """What was found here."""
-        yield self._suspend()
-        if (kernel := _kernel(self._release)) != (0, 0):
-            running = "This machine runs Linux {}.{}.".format(*kernel)
-            yield Finding("kernel", "here", Verdict.OK, running)
-        yield self._lending()
-        if not self._vhci.available:
-            if self._has_module("vhci-hcd"):
-                yield Finding(
-                    "module", "here", Verdict.OK, "vhci-hcd is there, and loaded when needed."
-                )
-            else:
-                yield Finding(
-                    "module",
-                    "here",
-                    Verdict.PROBLEM,
-                    "This machine's kernel has no module vhci-hcd.",
-                    f"Install {_package(self._system(), self._release)}.",
-                )
-            return
-        yield Finding("module", "here", Verdict.OK, "vhci-hcd is loaded.")
-        free = self._vhci.free()
-        for kind, what in (("hs", "USB 2"), ("ss", "USB 3")):
-            left = free.get(kind, 0)
-            summary = f"{left} virtual {what} ports are free."
-            if left:
-                yield Finding(f"ports-{kind}", "here", Verdict.OK, summary)
-            else:
-                yield Finding(
-                    f"ports-{kind}", "here", Verdict.WARNING, summary, "Detach something first."
-                )
-
-    def _suspend(self) -> Finding:
-        if self._holds_sleep():
-            return Finding(
-                "suspend",
-                "here",
-                Verdict.OK,
-                "Before this machine sleeps, devices are given back; after that they come back.",
-            )
-        return Finding(
-            "suspend",
-            "here",
-            Verdict.WARNING,
-            "This machine cannot sleep while a device is attached: logind does not wait for "
-            "usbipsshd.",
-            "Detach everything before it sleeps, or see whether systemd-logind runs.",
-        )
-
-    def _lending(self) -> Finding:
-        if self._exports():
-            summary = "For exports, usbip-host is loaded on this machine."
-        elif self._has_module("usbip-host"):
-            summary = "For exports, this machine has usbip-host; it is loaded when needed."
-        else:
-            return Finding(
-                "export-module",
-                "here",
-                Verdict.WARNING,
-                "Nothing of this machine can be exported: it has no kernel module usbip-host.",
-                f"For that, install {_package(self._system(), self._release)}.",
-            )
-        return Finding("export-module", "here", Verdict.OK, summary)
-
-    def _has_module(self, name: str) -> bool:
-        folder = self._modules / self._release
-        pattern = rf"/{re.escape(name)}\.ko"
-        lists = ("modules.dep", "modules.builtin")
-        return any(re.search(pattern, read_text(folder / each)) for each in lists)
-
-    def _system(self) -> str:
-        known = dict(
-            re.findall(r'^(ID|ID_LIKE)="?([^"\n]*)"?$', read_text(self._os_release), re.MULTILINE)
-        )
-        for word in f"{known.get('ID', '')} {known.get('ID_LIKE', '')}".split():
-            if word in _PACKAGES:
-                return word
-        return ""
 
 
 def there(remote: str, facts: Facts) -> Iterator[Finding]:
@@ -245,7 +135,7 @@ def there(remote: str, facts: Facts) -> Iterator[Finding]:
             "module",
             Verdict.PROBLEM,
             f"{remote} has no kernel module usbip-host.",
-            f"Install {_package(facts.system, '$(uname -r)')} there.",
+            f"Install {package_of(facts.system, '$(uname -r)')} there.",
         )
     elif facts.module == "loaded":
         yield finding("module", None, f"usbip-host is loaded on {remote}.")
@@ -298,7 +188,7 @@ def _lending(remote: str, facts: Facts) -> Iterator[Finding]:
                 "module",
                 Verdict.WARNING,
                 f"Nothing can be exported to {remote}: it has no kernel module vhci-hcd.",
-                f"For that, install {_package(facts.system, '$(uname -r)')} there.",
+                f"For that, install {package_of(facts.system, '$(uname -r)')} there.",
             )
         case "there":
             yield finding(

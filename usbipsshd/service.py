@@ -27,9 +27,10 @@ from usbipsshd.hubs import Hubs
 from usbipsshd.launcher import Launcher
 from usbipsshd.link import Link
 from usbipsshd.links import Links, PassedAgent
+from usbipsshd.localchecks import LocalChecks
 from usbipsshd.localusb import LocalUsb
 from usbipsshd.pattern import Pattern
-from usbipsshd.preflight import Finding, LocalChecks, Verdict, there
+from usbipsshd.preflight import Finding, Verdict, there
 from usbipsshd.remotes import Remote, RemoteStore, check_fingerprint, fingerprint
 from usbipsshd.remoteusb import RemoteUsb
 from usbipsshd.usbids import UsbIds

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from usbipsshd.kernels import trusts_remotes, version
+from usbipsshd.localchecks import Kernel, LocalChecks
 from usbipsshd.messages import BadPacket, Json
-from usbipsshd.preflight import Facts, Finding, LocalChecks, Verdict, facts_from_json, there
+from usbipsshd.preflight import Facts, Finding, Verdict, facts_from_json, there
 from usbipsshd.session.replies import BadReply, Reply
 from usbipsshd.vhci import Vhci
 
@@ -135,6 +137,7 @@ def local(
     *,
     sleeps: bool = True,
     exports: bool = False,
+    build: str = "",
 ) -> dict[str, Finding]:
     """What is found here, by id."""
     (tmp_path / "os-release").write_text(system)
@@ -142,7 +145,7 @@ def local(
     (tmp_path / "modules/6.1/modules.dep").write_text(modules)
     checks = LocalChecks(
         Vhci(tmp_path / "sys"),
-        "6.1",
+        Kernel("6.1", build),
         tmp_path / "modules",
         tmp_path / "os-release",
         holds_sleep=lambda: sleeps,
@@ -177,6 +180,41 @@ def test_here_what_exports_need(tmp_path: Path) -> None:
     (tmp_path / "built in").mkdir()
     dep = "kernel/drivers/usb/usbip/usbip-host.ko:\n"
     assert local(tmp_path / "built in", modules=dep)["export-module"].ok is Verdict.OK
+
+
+def test_here_a_kernel_that_believes_remotes(tmp_path: Path) -> None:
+    build = "#1 SMP PREEMPT_DYNAMIC Debian 6.1.153-1 (2025-09-20)"
+    bad = local(tmp_path, build=build)["kernel"]
+    assert (bad.machine, bad.ok) == ("here", Verdict.WARNING)
+    assert "6.1.153" in bad.summary
+    assert "6.1.175" in bad.remedy
+    (tmp_path / "mended").mkdir()
+    assert local(tmp_path / "mended", build=build.replace("153", "192"))["kernel"].ok is Verdict.OK
+
+
+@pytest.mark.parametrize(
+    ("release", "build", "wanted", "mended"),
+    [
+        ("6.1.0-40-amd64", "#1 SMP Debian 6.1.153-1 (2025-09-20)", (6, 1, 153), "6.1.175"),
+        ("6.1.0-49-amd64", "#1 SMP Debian 6.1.175-1 (2026-07-01)", (6, 1, 175), ""),
+        ("6.12.43+deb13-amd64", "#1 SMP Debian 6.12.43-1~bpo12+1", (6, 12, 43), "6.12.83"),
+        ("6.12.47+rpt-rpi-v8", "#1 SMP PREEMPT", (6, 12, 47), "6.12.83"),
+        ("6.18.24-200.fc43.x86_64", "#1 SMP", (6, 18, 24), ""),
+        ("6.19.13-arch1-1", "#1 SMP", (6, 19, 13), "6.19.14"),
+        # Which upstream version these are is not told; a line that ended; one that is newer.
+        ("5.15.0-160-generic", "#170-Ubuntu SMP", (5, 15, 0), ""),
+        ("6.12.0-55.el10.x86_64", "#1 SMP", (6, 12, 0), ""),
+        ("6.8.12-5-pve", "#1 SMP", (6, 8, 12), ""),
+        ("7.1.2", "#1 SMP", (7, 1, 2), ""),
+        ("7.2-rc1", "", (7, 2, 0), ""),
+        ("unknown", "", (0, 0, 0), ""),
+    ],
+)  # fmt: skip
+def test_which_kernels_are_known(
+    release: str, build: str, wanted: tuple[int, int, int], mended: str
+) -> None:
+    assert version(release, build) == wanted
+    assert trusts_remotes(wanted) == mended
 
 
 def test_here_sleep_is_waited_for_or_stands_still(tmp_path: Path) -> None:
