@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from vm.faults import eventually
+from vm.testbed import systems
 from vm.testbed.desk import Desk
 from vm.testbed.pi import Pi
 
@@ -35,9 +36,11 @@ def busid_of(desk: Desk) -> str:
     return found[0]
 
 
-def export(desk: Desk, pattern: str, user: str = "alice", **options: bool) -> str:
+def export(
+    desk: Desk, pattern: str, user: str = "alice", remote: str = "pi", **options: bool
+) -> str:
     given: dict[str, tuple[str, object]] = {k: ("b", v) for k, v in options.items()}
-    (path,) = desk.manager(user, "Export", "pi", pattern, options=given, timeout=180)
+    (path,) = desk.manager(user, "Export", remote, pattern, options=given, timeout=180)
     return str(path)
 
 
@@ -73,3 +76,36 @@ def being_written(pi: Pi, node: str) -> Iterator[None]:
     finally:
         pi.run("touch", f"{STATUS}.stop")
         eventually(lambda: written(pi)[1] != "runs", 60, "the writer ends")
+
+
+# Python's: every free port of that pool is taken, by sockets that nobody answers.
+_TAKING = """
+import glob, socket, sys
+taken = []
+for path in sorted(glob.glob("/sys/devices/platform/vhci_hcd.0/status*")):
+    for line in open(path):
+        words = line.split()
+        if words[:1] == ["ss"] and words[2] == "004":
+            one, other = socket.socketpair()
+            with open("/sys/devices/platform/vhci_hcd.0/attach", "w") as file:
+                file.write(f"{int(words[1])} {one.fileno()} {1 << 16 | 2} 5")
+            one.close()
+            taken.append(other)
+print(len(taken), flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def every_port_taken(pi: Pi) -> Iterator[None]:
+    """Another program on pi has all of vhci's ports for fast devices while the block runs."""
+    pi.run("modprobe", "vhci-hcd")
+    with pi.ssh.start(systems.HIDDEN_PYTHON, "-c", _TAKING) as taking:
+        assert taking.stdin is not None
+        assert taking.stdout is not None
+        try:
+            assert int(taking.stdout.readline()) > 0
+            yield
+        finally:
+            taking.stdin.close()
+    eventually(lambda: pi.taken_ports() == [], 120, "the ports are free again")

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from time import monotonic
 
-from vm.faults import KEYBOARD, PERSON, STICK, Scene, eventually, state
+import pytest
+from vm.exports import PORT, SERIAL, busid_of, disk, export
+from vm.faults import KEYBOARD, PERSON, STICK, Scene, eventually, forget, state
 
 SLEEP_SECONDS, WAKE_SECONDS = 90.0, 120.0
 
@@ -16,7 +19,16 @@ def _power(scene: Scene) -> str:
         return str(qmp.command("query-status")["status"])
 
 
-def test_desk_sleeps(scene: Scene) -> None:
+@pytest.fixture
+def lent(scene: Scene) -> Iterator[str]:
+    """A stick of desk's that is on pi."""
+    with scene.desk.spare_stick(SERIAL, PORT):
+        busid_of(scene.desk)
+        yield export(scene.desk, SERIAL, PERSON, keep=True)
+        forget(scene.desk)
+
+
+def test_desk_sleeps(scene: Scene, lent: str) -> None:
     pi, desk, stick = scene.pi, scene.desk, scene.stick
     attachment = desk.attach(PERSON, STICK, keep=True)
     other = desk.attach(PERSON, KEYBOARD, keep=True)
@@ -31,10 +43,11 @@ def test_desk_sleeps(scene: Scene) -> None:
         # Given back before, not because the other end fell silent.
         assert pi.exports_left() == []
         assert pi.interface_drivers(STICK) == {f"{STICK}:1.0": "usb-storage"}
+        assert pi.taken_ports() == []
         woken = monotonic()
         with desk.qmp() as qmp:
             qmp.command("system_wakeup")
-        for path in (attachment, other):
+        for path in (attachment, other, lent):
             back = eventually(
                 lambda path=path: state(desk, path) == "attached",  # type: ignore[misc]
                 WAKE_SECONDS,
@@ -43,6 +56,8 @@ def test_desk_sleeps(scene: Scene) -> None:
         row.usable = back - woken
         assert "PM: suspend exit" in desk.run("dmesg")
         stick.check_again(attachment, count)
-        row.outcome = f"asleep {slept:.0f} s after it was told to; given back before, both are back"
+        assert pi.run("head", "-c", "512", disk(desk, lent), timeout=60)
+        row.outcome = f"asleep {slept:.0f} s after it was told to; given back before, all are back"
     assert desk.detach(PERSON, attachment) == 1
     assert desk.detach(PERSON, other) == 1
+    assert desk.detach(PERSON, lent) == 1

@@ -7,9 +7,11 @@ import json
 from collections.abc import Iterator
 
 import pytest
+from vm.exports import PORT, SERIAL, busid_of, disk, export
 from vm.faults import eventually
+from vm.test_main_export import test_what_is_mounted_here_is_unmounted_or_left_alone as mounted_here
 from vm.test_main_ways import test_a_stick_comes_by_way_of_a_command as by_way_of_a_command
-from vm.testbed.desk import Desk
+from vm.testbed.desk import CallFailed, Desk
 from vm.testbed.pair import Pair
 from vm.testbed.pi import BUSIDS, Pi
 
@@ -47,6 +49,32 @@ print(json.dumps({
 """
 
 
+# The same for the agent, whose profile has no Python: prints what was reached.
+_HOSTILE_SHELL = """
+try() { name=$1; shift; "$@" >/dev/null 2>&1 && echo "$name"; }
+opens() { ( : <"$1" ); }
+writes() { ( : >>"$1" ); }
+try 'read shadow' opens /etc/shadow
+try 'read a host key' opens /etc/ssh/ssh_host_ed25519_key
+try "read the daemon's key" opens /var/lib/usbipsshd/id_ed25519
+try 'read a home' opens /root/.ssh/authorized_keys
+try 'read the disk' opens /dev/vda
+try 'read what init was told' opens /proc/1/environ
+try 'write to etc' writes /etc/hostile
+try 'write to tmp' writes /var/tmp/hostile
+try 'set the kernel' writes /proc/sys/kernel/core_pattern
+try 'suspend' writes /sys/power/state
+try 'signal init' kill -s CONT 1
+try 'run from tmp' /var/tmp/for-hostile
+try 'run an interpreter' python3 -c ''
+try 'ask systemd' systemctl show -P Version
+try 'mount a folder' mount --bind /etc /mnt
+try 'mount memory' mount -t tmpfs none /mnt
+try 'probe drivers' writes /sys/bus/usb/drivers_probe
+try 'see who uses a file' ls /proc/1/fd
+"""
+
+
 @pytest.fixture(scope="module")
 def confined(machines: Pair, listed: None) -> Iterator[None]:
     """The profiles are enforced."""
@@ -57,7 +85,7 @@ def confined(machines: Pair, listed: None) -> Iterator[None]:
 def profiles(desk: Desk) -> set[str]:
     """The profiles of the daemon and its sessions."""
     script = (
-        "for p in $(systemctl show -P MainPID usbipsshd) $(pgrep -u usbipssh); do"
+        "for p in $(systemctl show -P MainPID usbipsshd 'usbipssh-here@*') $(pgrep -u usbipssh); do"
         " cat /proc/$p/attr/current; done"
     )
     return set(desk.shell(script).splitlines())
@@ -88,6 +116,40 @@ def test_a_proxy_command_works_and_nothing_is_denied(pi: Pi, desk: Desk) -> None
     assert desk.denied(since) == []
 
 
+def test_an_export_works_and_nothing_is_denied(pi: Pi, desk: Desk) -> None:
+    since = len(desk.console_text())
+    with desk.spare_stick(SERIAL, PORT):
+        stick = busid_of(desk)
+        path = export(desk, SERIAL)
+        assert profiles(desk) == {
+            "usbipsshd (enforce)", "usbipssh-session (enforce)", "usbipssh-here (enforce)",
+        }  # fmt: skip
+        assert pi.run("head", "-c", "512", disk(desk, path), timeout=60)
+        assert desk.detach("alice", stick) == 1
+        mounted_here(pi, desk, stick)
+        stays_where_it_cannot_be_had(desk, stick)
+    assert desk.denied(since) == []
+
+
+def stays_where_it_cannot_be_had(desk: Desk, stick: str) -> None:
+    """What was taken down before something in the way was met is put back."""
+    use = 'mkdir -p "$2/one" "$2/two"; mount "$1" "$2/one"; mount "$1" "$2/two"'
+    # Nobody's process, and not on the device: only the kernel knows that it is in use.
+    use += '; mkdir -p "$2/one/in"; mount -t tmpfs none "$2/one/in"'
+    folder = "/mnt/testbed"
+    desk.shell(f"set -e; {use}", desk.disk_of(stick), folder)
+    mounts = 'grep -F " $1" /proc/self/mountinfo | cut -d" " -f3-5 | sort'
+    before = desk.shell(mounts, folder)
+    try:
+        with pytest.raises(CallFailed) as busy:
+            export(desk, SERIAL)
+        assert busy.value.name.endswith("DeviceBusy")
+        assert desk.shell(mounts, folder) == before
+        assert len(before.splitlines()) == 3
+    finally:
+        desk.shell('umount "$1/one/in" "$1/one" "$1/two"; rm -r "$1"', folder)
+
+
 @pytest.mark.parametrize(
     ("profile", "allowed"),
     [
@@ -105,3 +167,18 @@ def test_hostile_code_gets_no_further(desk: Desk, profile: str, allowed: set[str
         desk.run("rm", "-f", "/var/tmp/for-hostile", "/etc/hostile", "/var/tmp/hostile")
     assert [name for name, reached in free.items() if not reached] == []
     assert {name for name, reached in json.loads(said).items() if reached} == allowed
+
+
+def test_hostile_code_in_the_agent_gets_no_further(desk: Desk) -> None:
+    desk.shell("cp /usr/bin/true /var/tmp/for-hostile; touch /root/.ssh/authorized_keys")
+    tidy = "umount /mnt; umount /mnt; rm -f /etc/hostile /var/tmp/hostile; :"
+    try:
+        free = desk.shell(_HOSTILE_SHELL + tidy).splitlines()
+        said = desk.run("aa-exec", "-p", "usbipssh-here", "--", "sh", "-c", _HOSTILE_SHELL + ":")
+    finally:
+        desk.run("rm", "-f", "/var/tmp/for-hostile")
+    wanted = [
+        line.split("'")[1] for line in _HOSTILE_SHELL.splitlines() if line.startswith("try '")
+    ]
+    assert [name for name in wanted if name not in free] == []
+    assert set(said.splitlines()) == {"probe drivers", "see who uses a file"}

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator
 
 import pytest
-from vm.exports import PORT, SERIAL, busid_of, disk, export
+from vm.exports import PORT, SERIAL, busid_of, disk, every_port_taken, export
 from vm.testbed.desk import CallFailed, Desk
 from vm.testbed.pair import Pair
 from vm.testbed.pi import Pi
@@ -75,3 +75,14 @@ def test_what_is_mounted_here_is_unmounted_or_left_alone(pi: Pi, desk: Desk, sti
     pi.run("mount", disk(desk, path), "/mnt")
     pi.run("umount", "/mnt")
     assert desk.detach("alice", path) == 1
+
+
+def test_where_no_port_is_free_it_stays_here(pi: Pi, desk: Desk, stick: str) -> None:
+    with every_port_taken(pi):
+        with pytest.raises(CallFailed) as refused:
+            export(desk, SERIAL)
+        assert refused.value.name.endswith("NoFreePort")
+        assert "pi" in refused.value.message
+        assert desk.exported() == []
+        assert desk.interface_drivers(stick) == {f"{stick}:1.0": "usb-storage"}
+    assert desk.detach("alice", export(desk, SERIAL)) == 1

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
+from vm.exports import PORT as DESKS_PORT
+from vm.exports import SERIAL, busid_of, disk, export
 from vm.testbed import systems
 from vm.testbed.desk import Desk
 from vm.testbed.pair import Pair
@@ -140,9 +142,18 @@ def server(pi: Pi, way: Way) -> Iterator[str]:
         )
 
 
+@pytest.fixture(scope="module")
+def stick(machines: Pair) -> Iterator[str]:
+    """desk has a stick, to be lent; its bus id."""
+    with machines.desk.spare_stick(SERIAL, DESKS_PORT):
+        yield busid_of(machines.desk)
+
+
 @pytest.mark.usefixtures("listed")
 @pytest.mark.parametrize("way", WAYS)
-def test_a_device_comes_and_goes(pi: Pi, desk: Desk, outcome: Outcome, way: Way) -> None:
+def test_a_device_comes_and_goes(
+    pi: Pi, desk: Desk, outcome: Outcome, way: Way, stick: str
+) -> None:
     outcome.tried.add(way)
     name = "-".join(way)
     with server(pi, way) as fingerprint:
@@ -152,6 +163,10 @@ def test_a_device_comes_and_goes(pi: Pi, desk: Desk, outcome: Outcome, way: Way)
             assert any("event" in node for node in desk.attachment(path)["DeviceNodes"])
             assert desk.detach("root", path) == 1
             pi.wait_driver(BUSIDS["keyboard"], "usb")
+            path = export(desk, SERIAL, "root", name)
+            assert pi.run("head", "-c", "512", disk(desk, path), timeout=60)
+            assert desk.detach("root", stick) == 1
+            assert desk.interface_drivers(stick) == {f"{stick}:1.0": "usb-storage"}
         finally:
             desk.manager("root", "RemoveRemote", name, timeout=120)
     outcome.working.add(way)
