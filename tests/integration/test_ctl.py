@@ -462,7 +462,8 @@ def test_no_daemon_and_no_bus(w: World) -> None:
     assert done.code == 7
     assert (
         done.err
-        == "usbipsshctl: usbipsshd is not installed here, or cannot be started; see its log.\n"
+        == "usbipsshctl: usbipsshd is not installed here, or cannot be started; "
+        "journalctl -u usbipsshd says why.\n"
     )
     assert ctl(w, "status").out == "Nothing is attached.\n"
     command, environment = line(w, ALICE, "status")

@@ -499,7 +499,8 @@ def _variants(options: Mapping[str, bool | int]) -> dict[str, Variant]:
 
 
 _WORDS = {
-    "ServiceUnknown": "usbipsshd is not installed here, or cannot be started; see its log.",
+    "ServiceUnknown": "usbipsshd is not installed here, or cannot be started; "
+    "journalctl -u usbipsshd says why.",
     "NameHasNoOwner": "usbipsshd does not run.",
     "NoReply": "usbipsshd went away in the middle; try again.",
 }
