@@ -461,8 +461,7 @@ def test_no_daemon_and_no_bus(w: World) -> None:
     done = ctl(w, "list", "pi")
     assert done.code == 7
     assert (
-        done.err
-        == "usbipsshctl: usbipsshd is not installed here, or cannot be started; "
+        done.err == "usbipsshctl: usbipsshd is not installed here, or cannot be started; "
         "journalctl -u usbipsshd says why.\n"
     )
     assert ctl(w, "status").out == "Nothing is attached.\n"

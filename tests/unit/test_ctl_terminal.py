@@ -43,6 +43,20 @@ def test_progress_is_shown_on_a_terminal_and_wiped_away(monkeypatch: pytest.Monk
     run(main())
 
 
+def test_progress_stays_on_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal, "PROGRESS_SECONDS", 0.01)
+    monkeypatch.setenv("COLUMNS", "20")
+
+    async def main() -> None:
+        screen = Screen()
+        async with Terminal(asks=False, out=StringIO(), err=screen).progress("Asking " + "x" * 64):
+            await screen.written.wait()
+        shown = screen.getvalue().split("\r")[1].removeprefix("\x1b[K")
+        assert shown == "Asking xxxxxx … 1 s"
+
+    run(main())
+
+
 def test_what_is_quick_or_goes_to_a_file_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         screen, file = Screen(), StringIO()

@@ -85,7 +85,10 @@ class Terminal:
         while True:
             await asyncio.sleep(PROGRESS_SECONDS)
             seconds += 1
-            self._err.write(f"{_CLEAR}{text} … {seconds} s")
+            passed = f" … {seconds} s"
+            # A line that is wrapped could not be wiped away.
+            room = max(0, shutil.get_terminal_size().columns - len(passed) - 1)
+            self._err.write(f"{_CLEAR}{text[:room]}{passed}")
             self._err.flush()
 
     async def confirm(self, question: str) -> bool:
