@@ -163,15 +163,9 @@ class Memory:
         self._persisted = persistent
 
     def _persistent(self) -> Packet:
-        attachments = self._attachments or ()
-        hubs = self._hubs or ()
         return {
-            "attachments": [
-                attachment_to_json(a)
-                for a in attachments
-                if a.persist and a.state is not State.DETACHING
-            ],
-            "hubs": [hub_to_json(h) for h in hubs if h.persist and h.state is not State.DETACHING],
+            "attachments": [attachment_to_json(a) for a in self._attachments or () if _persists(a)],
+            "hubs": [hub_to_json(h) for h in self._hubs or () if _persists(h)],
         }
 
     def attachment_added(self, attachment: Attachment) -> None:
@@ -197,6 +191,11 @@ class Memory:
     def hub_removed(self, hub: Hub) -> None:
         """See :class:`usbipsshd.hubs.HubListener`."""
         self._soon()
+
+
+def _persists(one: Attachment | Hub) -> bool:
+    # Whom it is bound to is gone when the machine starts, and its name on the bus somebody else's.
+    return one.persist and not one.bound_to and one.state is not State.DETACHING
 
 
 def _records(packet: Packet, name: str) -> Iterator[Packet]:

@@ -158,7 +158,7 @@ def machine(tmp_path: Path) -> Machine:
 
 
 def attached(number: int, **changes: Any) -> Attachment:
-    return replace(ATTACHMENT, number=number, state=State.ATTACHED, **changes)
+    return replace(ATTACHMENT, number=number, state=State.ATTACHED, **{"bound_to": "", **changes})
 
 
 def test_after_a_kill_everything_is_known(machine: Machine) -> None:
@@ -179,8 +179,11 @@ def test_after_a_kill_everything_is_known(machine: Machine) -> None:
 
 
 def test_after_a_reboot_only_what_persists(machine: Machine) -> None:
-    machine.attachments.things = [attached(1), attached(2, persist=False)]
+    # Whom the third one is bound to has gone with the machine.
+    bound = attached(3, bound_to=":1.7")
+    machine.attachments.things = [attached(1), attached(2, persist=False), bound]
     machine.hubs.things = [HUB, replace(HUB, number=5, persist=False)]
+    machine.hubs.things.append(replace(HUB, number=6, bound_to=":1.7"))
     machine.daemon()
     machine.reboot()
     found = machine.next_one().recall()
