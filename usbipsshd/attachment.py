@@ -102,7 +102,8 @@ class Attachment:
     bound_to: str = ""
     """The caller's name on the bus if it lives no longer than that; empty if not."""
     input_allowed: bool = False
-    """Whether it was approved for what can type or carry the network."""
+    """Whether it was approved for what can type or carry the network: nothing else may then take
+    the approved device's place. Of an export, whether its device was such a one."""
     direction: Direction = Direction.IMPORT
     state: State = State.CONNECTING
     local_busid: str = ""

@@ -34,6 +34,8 @@ class Summary:
     device: Triple
     interfaces: frozenset[Triple]
     """Of every configuration and alternate setting, not only the active one."""
+    numbered: frozenset[tuple[int, Triple]]
+    """The same, each with the interface's number."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -42,13 +44,25 @@ class Summary:
         return tuple(sorted("%02x%02x%02x" % t for t in self.interfaces | own))
 
     @property
+    def modaliases(self) -> tuple[str, ...]:
+        """What the kernel asks for to find a driver, for each interface: as in a ``modalias`` file
+        (drivers/usb/core/sysfs.c), sorted."""
+        own = "usb:v%04Xp%04Xd%04X" % (self.vendor_id, self.product_id, self.bcd_device)
+        own += "dc%02Xdsc%02Xdp%02X" % self.device
+        return tuple(
+            own + "ic%02Xisc%02Xip%02Xin%02X" % (*triple, number)
+            for number, triple in sorted(self.numbered)
+        )
+
+    @property
     def hub(self) -> bool:
         """Whether a hub's driver would bind, and others' devices appear behind it."""
         return HUB_CLASS in {self.device[0], *(class_ for class_, _, _ in self.interfaces)}
 
     @property
     def can_type_or_network(self) -> bool:
-        """Whether polkit's stricter action is asked: see :func:`is_input_or_network`."""
+        """Whether its classes alone tell so: see :func:`is_input_or_network`, and
+        :mod:`usbipsshd.drivers` for what they don't."""
         return is_input_or_network(self.device) or any(
             is_input_or_network(t) for t in self.interfaces
         )
@@ -104,7 +118,7 @@ def summarize(raw: bytes) -> Summary:
         raise BadDescriptors("too long")
     if len(raw) < 18 or raw[0] != 18 or raw[1] != DEVICE:
         raise BadDescriptors("no device descriptor")
-    interfaces: set[Triple] = set()
+    numbered: set[tuple[int, Triple]] = set()
     at = 18
     configurations = 0
     while at < len(raw):
@@ -116,14 +130,15 @@ def summarize(raw: bytes) -> Summary:
         elif kind == INTERFACE:
             if length < 9 or not configurations:
                 raise BadDescriptors("an interface descriptor is malformed")
-            interfaces.add((raw[at + 5], raw[at + 6], raw[at + 7]))
+            numbered.add((raw[at + 2], (raw[at + 5], raw[at + 6], raw[at + 7])))
         at += length
-    if configurations != raw[17] or not interfaces:
+    if configurations != raw[17] or not numbered:
         raise BadDescriptors("configurations are missing")
     return Summary(
         vendor_id=int.from_bytes(raw[8:10], "little"),
         product_id=int.from_bytes(raw[10:12], "little"),
         bcd_device=int.from_bytes(raw[12:14], "little"),
         device=(raw[4], raw[5], raw[6]),
-        interfaces=frozenset(interfaces),
+        interfaces=frozenset(triple for _, triple in numbered),
+        numbered=frozenset(numbered),
     )

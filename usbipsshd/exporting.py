@@ -20,6 +20,7 @@ from usbipsshd.chooser import Chooser
 from usbipsshd.control import Session
 from usbipsshd.device import Device
 from usbipsshd.doing import Doing, Lent, Table, Where
+from usbipsshd.drivers import Drivers
 from usbipsshd.errors import Code, UsbipError
 from usbipsshd.exporter import IN_USE
 from usbipsshd.here import MACHINE, Here
@@ -72,12 +73,14 @@ class Exporting(Doing):
         here: Here,
         usb: LocalUsb,
         chooser: Chooser,
+        drivers: Drivers,
         group: asyncio.TaskGroup,
     ) -> None:
         super().__init__(attachment, table)
         self._here = here
         self._usb = usb
         self._chooser = chooser
+        self._drivers = drivers
         self._group = group
         self._seen = self._plugs()
         self._looking = False
@@ -152,7 +155,7 @@ class Exporting(Doing):
 
         pattern = Pattern.parse(attachment.pattern)
         device = await self._chooser.one(LocalDevices(self._usb), MACHINE, pattern, free)
-        check_approved(attachment, pattern, device, MACHINE)
+        await check_approved(attachment, pattern, device, MACHINE, self._drivers)
         if not free(device):
             raise UsbipError(
                 Code.ALREADY_ATTACHED, f"{device.busid} of this machine is exported already."

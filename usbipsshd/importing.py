@@ -11,6 +11,7 @@ from usbipsshd.chooser import Chooser, changed, no_more_than, same_device, summa
 from usbipsshd.control import Session
 from usbipsshd.device import Device
 from usbipsshd.doing import Doing, Table, Where
+from usbipsshd.drivers import Drivers
 from usbipsshd.errors import Code, UsbipError
 from usbipsshd.importer import Imported, Importer
 from usbipsshd.link import Link
@@ -26,11 +27,18 @@ class Importing(Doing):
     """See :class:`usbipsshd.doing.Doing`."""
 
     def __init__(
-        self, attachment: Attachment, table: Table, *, importer: Importer, chooser: Chooser
+        self,
+        attachment: Attachment,
+        table: Table,
+        *,
+        importer: Importer,
+        chooser: Chooser,
+        drivers: Drivers,
     ) -> None:
         super().__init__(attachment, table)
         self._importer = importer
         self._chooser = chooser
+        self._drivers = drivers
         self._imported: Imported | None = None
 
     async def attach(self, link: Link, *, again: bool) -> str:
@@ -82,7 +90,7 @@ class Importing(Doing):
 
         pattern = Pattern.parse(attachment.pattern)
         device = await self._chooser.one(usb, attachment.remote, pattern, free)
-        check_approved(attachment, pattern, device, attachment.remote)
+        await check_approved(attachment, pattern, device, attachment.remote, self._drivers)
         if not free(device):
             raise UsbipError(
                 Code.ALREADY_ATTACHED,
@@ -163,11 +171,13 @@ class Importing(Doing):
                     )  # fmt: skip
 
 
-def check_approved(attachment: Attachment, pattern: Pattern, device: Device, machine: str) -> None:
+async def check_approved(
+    attachment: Attachment, pattern: Pattern, device: Device, machine: str, drivers: Drivers
+) -> None:
     """Raise :exc:`UsbipError` (DeviceChanged) unless ``device`` may take the place of the one that
     was approved.
     """
-    summary_of(machine, device)
+    summary = summary_of(machine, device)
     approved = attachment.approved or attachment.device
     if pattern.busid and not pattern.negated:
         fits = same_device(approved, device)
@@ -175,3 +185,10 @@ def check_approved(attachment: Attachment, pattern: Pattern, device: Device, mac
         fits = no_more_than(approved, device, machine)
     if not fits:
         raise changed(machine, device)
+    # Its drivers may have come to this machine since.
+    if not attachment.input_allowed and await drivers.can_type_or_network(summary):
+        raise UsbipError(
+            Code.DEVICE_CHANGED,
+            f"{device.busid} of {machine} can type or carry the network, which was not approved; "
+            "choose it again.",
+        )

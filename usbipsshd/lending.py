@@ -44,7 +44,7 @@ class Lending:
         device = await self._chooser.one(LocalDevices(self._usb), MACHINE, parsed, self._is_free)
         if not options.expects(device):
             raise changed(MACHINE, device)
-        about, _ = service.details_of(found.name, device, MACHINE)
+        about, summary = service.details_of(found.name, device, MACHINE)
         actions = [
             *([] if found.listed else [Action.USE_UNLISTED_REMOTE]),
             *([Action.MANAGE_REMOTES] if options.persist else []),
@@ -63,6 +63,7 @@ class Lending:
                 unmount=options.unmount,
                 keep=options.keep or options.persist,
                 persist=options.persist,
+                input_allowed=await service.drivers.can_type_or_network(summary),
                 private=link.private,
                 bound_to=options.bound_to,
                 direction=Direction.EXPORT,

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ class LocalChecks:
         self,
         vhci: Vhci,
         kernel: Kernel,
-        modules: Path,
+        modules: Sequence[Path],
         os_release: Path,
         *,
         holds_sleep: Callable[[], bool],
@@ -127,10 +127,12 @@ class LocalChecks:
         return Finding("export-module", "here", Verdict.OK, summary)
 
     def _has_module(self, name: str) -> bool:
-        folder = self._modules / self._kernel.release
         pattern = rf"/{re.escape(name)}\.ko"
-        lists = ("modules.dep", "modules.builtin")
-        return any(re.search(pattern, read_text(folder / each)) for each in lists)
+        return any(
+            re.search(pattern, read_text(place / self._kernel.release / each))
+            for place in self._modules
+            for each in ("modules.dep", "modules.builtin")
+        )
 
     def _system(self) -> str:
         known = dict(

@@ -14,6 +14,7 @@ from usbipsshd.attachments import Attachments
 from usbipsshd.bus.objects import ObjectTree
 from usbipsshd.bus.publisher import Publisher
 from usbipsshd.chooser import Chooser
+from usbipsshd.drivers import Drivers
 from usbipsshd.exporter import LocalExporter
 from usbipsshd.exporting import Exporting
 from usbipsshd.here import Here
@@ -63,6 +64,8 @@ class Parts:
         paths = settings.paths
         usb, ids = LocalUsb(paths.sys), UsbIds()
         chooser = Chooser(Matcher(), ids)
+        release = os.uname().release
+        drivers = Drivers(release, paths.modules)
         hold = Hold(paths.sys, paths.run / "authorized_default.json")
         taken_ports = TakenPorts(paths.run / "taken-ports.json")
         self.holds_sleep: Callable[[], bool] = lambda: False
@@ -89,9 +92,16 @@ class Parts:
         self.attachments = Attachments(
             group=group,
             crafts={
-                Direction.IMPORT: partial(Importing, importer=self._importer, chooser=chooser),
+                Direction.IMPORT: partial(
+                    Importing, importer=self._importer, chooser=chooser, drivers=drivers
+                ),
                 Direction.EXPORT: partial(
-                    Exporting, here=self._here, usb=usb, chooser=chooser, group=group
+                    Exporting,
+                    here=self._here,
+                    usb=usb,
+                    chooser=chooser,
+                    drivers=drivers,
+                    group=group,
                 ),
             },
             events=events,
@@ -117,9 +127,10 @@ class Parts:
             ids=ids,
             chooser=chooser,
             launcher=settings.launcher,
+            drivers=drivers,
             checks=LocalChecks(
                 vhci,
-                Kernel(os.uname().release, os.uname().version),
+                Kernel(release, os.uname().version),
                 paths.modules,
                 paths.os_release,
                 holds_sleep=self._sleep_waits,

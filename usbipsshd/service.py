@@ -19,6 +19,7 @@ from usbipsshd.authority import Action, details
 from usbipsshd.chooser import Chooser, changed, summary_of
 from usbipsshd.descriptors import Summary
 from usbipsshd.device import Device, is_busid
+from usbipsshd.drivers import Drivers
 from usbipsshd.errors import Code, UsbipError
 from usbipsshd.exporter import LocalExporter
 from usbipsshd.hostkey import fetch_host_key
@@ -117,6 +118,7 @@ class Service:
         ids: UsbIds,
         chooser: Chooser,
         launcher: Launcher,
+        drivers: Drivers,
         checks: LocalChecks,
         keep: Callable[[], bool],
     ) -> None:
@@ -129,6 +131,7 @@ class Service:
         self._ids = ids
         self._chooser = chooser
         self._launcher = launcher
+        self.drivers = drivers
         self._checks = checks
         self._keep = keep
         """Writes down what is to persist, now; whether that went well."""
@@ -198,7 +201,8 @@ class Service:
             if not options.expects(device):
                 raise changed(name, device)
             about, summary = self.details_of(name, device)
-            action = Action.ATTACH_INPUT if summary.can_type_or_network else Action.ATTACH
+            strict = await self.drivers.can_type_or_network(summary)
+            action = Action.ATTACH_INPUT if strict else Action.ATTACH
             managing = [Action.MANAGE_REMOTES] if options.persist else []
             await asking.require([*managing, action], about)
             attachment = Attachment(
@@ -211,7 +215,7 @@ class Service:
                 unmount=options.unmount,
                 keep=options.keep or options.persist,
                 persist=options.persist,
-                input_allowed=action is Action.ATTACH_INPUT,
+                input_allowed=strict,
                 private=link.private,
                 bound_to=options.bound_to,
             )

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from usbipsshd.drivers import PLACES
 from usbipsshd.launcher import AgentLauncher, Launcher
 from usbipsshd.notify import Notifier
 from usbipsshd.udev import EventSource
@@ -21,7 +22,7 @@ class Paths:
     state: Path = Path("/var/lib/usbipsshd")
     run: Path = Path("/run/usbipsshd")
     machine_id: Path = Path("/etc/machine-id")
-    modules: Path = Path("/lib/modules")
+    modules: tuple[Path, ...] = PLACES
     os_release: Path = Path("/etc/os-release")
     mountinfo: Path = Path("/proc/self/mountinfo")
     known_hosts: tuple[Path, ...] = (

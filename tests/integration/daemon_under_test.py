@@ -120,6 +120,7 @@ def main() -> int:
             config=folder / "etc",
             state=folder / "state",
             run=folder / "run",
+            modules=(folder / "modules",),
             known_hosts=(folder / "known_hosts",),
         ),
     )  # fmt: skip

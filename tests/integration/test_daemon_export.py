@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakekernel import HUB, KEYBOARD, STICK
+from fakekernel import HUB, KEYBOARD, SERIAL_ADAPTER, STICK
 from integration.world import ALICE, ATTACHMENT, BOB, CAROL, World, command_lines, wait_until, world
 
 
@@ -197,6 +197,25 @@ def test_another_device_in_its_place_is_not_exported(w: World) -> None:
     changed = "org.usbipssh1.Error.DeviceChanged"
     wait_until(lambda: shown(w, path)["LastError"][0] == changed, "nobody noticed")
     assert w.desk.state()["devices"]["1-1"]["driver"] == "usb"
+
+
+def test_what_carries_the_network_takes_the_place_of_nothing_else(w: World) -> None:
+    w.driver("kernel/drivers/net/usb/asix.ko", "v061Dp0002d*dc*dsc*dp*ic*isc*ip*in*")
+    serial = SERIAL_ADAPTER.but(vendor_id=0x061D, product_id=1, product="Box")
+    w.desk.plug("1-1", serial)
+    path = export(w, "FTDI Box", "keep", "b", "true")
+    w.desk.unplug("1-1")
+    w.desk.plug("1-1", serial.but(product_id=2))
+    changed = "org.usbipssh1.Error.DeviceChanged"
+    wait_until(lambda: shown(w, path)["LastError"][0] == changed, "nobody noticed")
+    assert w.desk.state()["devices"]["1-1"]["driver"] == "usb"
+    w.call(ALICE, "Detach", "sa{sv}", path, "0")
+    # Exported as what it is, it comes back.
+    path = export(w, "FTDI Box", "keep", "b", "true")
+    w.desk.unplug("1-1")
+    wait_until(lambda: shown(w, path)["State"] == "waiting", "it is not waited for")
+    w.desk.plug("1-1", serial.but(product_id=2))
+    wait_until(lambda: shown(w, path)["State"] == "attached", "it is not back")
 
 
 def test_detached_by_somebody_there_it_ends(w: World) -> None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from fakekernel import BLUETOOTH, KEYBOARD, NETWORK, SERIAL_ADAPTER, STICK
+from fakekernel import BLUETOOTH, KEYBOARD, NETWORK, SERIAL_ADAPTER, STICK, FakeInterface
 from integration.busfixtures import CHECKOUT, Agent, client_call
 from integration.otherremotes import listed, other_sshd
 from integration.world import ALICE, ATTACHMENT, BOB, CAROL, MANAGER, NAME, ROOT, World, world
@@ -17,6 +17,8 @@ INTERACTIVE = 4
 """The message flag ALLOW_INTERACTIVE_AUTHORIZATION (D-Bus specification)."""
 
 HERE = os.uname().nodename
+NETWORK_DRIVER = "kernel/drivers/net/usb/r8152.ko"
+SERIAL_DRIVER = "kernel/drivers/usb/serial/ftdi_sio.ko"
 
 EXAMPLE = (CHECKOUT / "polkit/50-usbipssh1-example.rules").read_text()
 
@@ -66,6 +68,8 @@ def shared() -> Iterator[World]:
         made.pi.plug("1-2", SERIAL_ADAPTER)
         made.pi.plug("1-3", BLUETOOTH)
         made.pi.plug("2-2", NETWORK)
+        made.driver(NETWORK_DRIVER, "v0BDAp8153d*dc*dsc*dp*icFFisc*ip*in*")
+        made.driver(SERIAL_DRIVER, "v0403p6001d*dc*dsc*dp*ic*isc*ip*in*")
         made.add_remote()
         made.list()
         yield made
@@ -92,18 +96,33 @@ def test_rules_see_what_the_device_is(w: World) -> None:
     assert not [x for x in w.pi.state()["log"] if x == "bind 1-2"]
 
 
-@pytest.mark.parametrize("busid", ["1-1", "1-3", "2-2"])
+@pytest.mark.parametrize("busid", ["1-1", "1-3", "2-2", "2-3"])
 def test_what_can_type_or_carry_the_network_needs_more(w: World, busid: str) -> None:
-    if busid == "2-2":
-        # A vendor's own protocol cannot be told from others; a CDC one can.
-        ethernet = NETWORK.interfaces[0]
-        w.pi.unplug("2-2")
-        w.pi.plug(
-            "2-2",
-            NETWORK.but(interfaces=(ethernet.__class__(2, 6, 0, "", nodes=("net/eth#",)),)),
-        )
-    refuses(w, BOB, busid, "attach-input")
-    w.attach("1-2", BOB)
+    # 2-2 by its class, CDC Ethernet; 2-3 by nothing but its driver here.
+    ethernet = NETWORK.interfaces[0]
+    w.pi.unplug("2-2")
+    w.pi.plug(
+        "2-2", NETWORK.but(interfaces=(ethernet.__class__(2, 6, 0, "", nodes=("net/eth#",)),))
+    )
+    w.pi.plug("2-3", NETWORK)
+    try:
+        refuses(w, BOB, busid, "attach-input")
+        w.attach("1-2", BOB)
+    finally:
+        w.pi.unplug("2-3")
+
+
+def test_a_network_interface_in_another_setting_needs_more_too(w: World) -> None:
+    both = FakeInterface(8, 6, 0x50, "usb-storage", nodes=("sd?",), alternates=((255, 255, 0),))
+    w.pi.plug("2-3", NETWORK.but(interfaces=(both,)))
+    w.pi.plug("2-4", NETWORK.but(interfaces=(FakeInterface(8, 6, 0x50, "usb-storage"),)))
+    try:
+        refuses(w, BOB, "2-3", "attach-input")
+        w.attach("2-4", BOB)
+        w.detach_all()
+    finally:
+        w.pi.unplug("2-3")
+        w.pi.unplug("2-4")
 
 
 def test_only_some_remotes(w: World) -> None:

@@ -137,6 +137,36 @@ def test_by_pattern_what_matches_but_nothing_that_can_do_more(w: World) -> None:
     assert bytes_move(w, path)
 
 
+def test_by_pattern_nothing_that_carries_the_network_by_its_driver_here(w: World) -> None:
+    # Two of one class, a vendor's own, and of one vendor: what the second is, only its driver says.
+    w.driver("kernel/drivers/usb/serial/quatech2.ko", "v061Dp0001d*dc*dsc*dp*ic*isc*ip*in*")
+    w.driver("kernel/drivers/net/usb/asix.ko.xz", "v061Dp0002d*dc*dsc*dp*ic*isc*ip*in*")
+    serial = SERIAL_ADAPTER.but(vendor_id=0x061D, product_id=1, product="Box")
+    w.pi.plug("1-5", serial)
+    path = w.attach("FTDI Box", ALICE, "pi", *KEEP)
+    w.pi.unplug("1-5")
+    becomes(w, path, "waiting")
+    w.pi.plug("1-5", serial.but(product_id=2))
+    wait_until(
+        lambda: told(w, path, "LastError")[0] == ERROR + "DeviceChanged",  # type: ignore[index]
+        "it is not told",
+    )
+    assert "network" in told(w, path, "LastError")[1]  # type: ignore[index]
+    assert w.pi.state()["devices"]["1-5"]["driver"] == "usb"
+    w.pi.unplug("1-5")
+    w.pi.plug("1-5", serial)
+    becomes(w, path, "attached")
+    # Approved as what it is, it comes back as before.
+    w.call(ALICE, "Detach", "sa{sv}", "pi/1-5", "0")
+    w.pi.unplug("1-5")
+    w.pi.plug("1-5", serial.but(product_id=2))
+    path = w.attach("FTDI Box", ALICE, "pi", *KEEP)
+    w.pi.unplug("1-5")
+    becomes(w, path, "waiting")
+    w.pi.plug("1-5", serial.but(product_id=2))
+    becomes(w, path, "attached")
+
+
 def test_its_session_is_killed(w: World) -> None:
     path = w.attach("2-1", ALICE, "pi", *KEEP)
     lost = w.attach("1-2")

@@ -117,6 +117,19 @@ class World:
         self.daemon = None
         return status
 
+    def driver(self, path: str, *patterns: str) -> None:
+        """Tell the importing machine's kernel tables of a module and what it knows.
+
+        ``path`` as in modules.dep; patterns as in modules.alias, without ``usb:``.
+        """
+        folder = self.folder / "modules" / os.uname().release
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "modules.dep").open("a") as file:
+            file.write(f"{path}:\n")
+        module = Path(path).name.split(".")[0]
+        with (folder / "modules.alias").open("a") as file:
+            file.writelines(f"alias usb:{pattern} {module}\n" for pattern in patterns)
+
     def log(self) -> str:
         """What the daemon and its sessions wrote."""
         return (self.folder / "log").read_text(errors="replace")

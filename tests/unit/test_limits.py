@@ -53,7 +53,10 @@ def test_one_user_leaves_ports_for_others() -> None:
                 group=group,
                 crafts={
                     Direction.IMPORT: partial(
-                        Importing, importer=cast(Any, None), chooser=cast(Any, None)
+                        Importing,
+                        importer=cast(Any, None),
+                        chooser=cast(Any, None),
+                        drivers=cast(Any, None),
                     )
                 },
                 events=Events(),

@@ -146,7 +146,7 @@ def local(
     checks = LocalChecks(
         Vhci(tmp_path / "sys"),
         Kernel("6.1", build),
-        tmp_path / "modules",
+        [tmp_path / "modules"],
         tmp_path / "os-release",
         holds_sleep=lambda: sleeps,
         exports=lambda: exports,
