@@ -25,9 +25,10 @@ from usbipsshd.launcher import (
     SystemdAgent,
     SystemdLauncher,
 )
+from usbipsshd.letgo import let_go
 from usbipsshd.network import watch_network
 from usbipsshd.notify import Notifier, stored_descriptors
-from usbipsshd.settings import Settings
+from usbipsshd.settings import Paths, Settings
 from usbipsshd.udev import Udev
 
 SESSION_SOCKET = Path("/run/usbipssh-session.sock")
@@ -63,12 +64,19 @@ def main() -> int:
     )
     parser.add_argument("--version", action="version", version=f"usbipsshd {__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="log every step")
+    parser.add_argument(
+        "--let-go",
+        action="store_true",
+        help="give the virtual USB buses back after a daemon that is not started again, and end",
+    )
     arguments = parser.parse_args()
     _set_up_logging(verbose=arguments.verbose)
     if os.geteuid() != 0:
         logging.error("usbipsshd must run as root; it is started by D-Bus when it is called")
         return 1
     os.umask(0o077)
+    if arguments.let_go:
+        return _let_go()
     launcher = _launcher()
     notify_socket = os.environ.get("NOTIFY_SOCKET", "")
     under_systemd = isinstance(launcher, SystemdLauncher) and bool(notify_socket)
@@ -93,6 +101,14 @@ def main() -> int:
             logging.error("usbipsshd ends: %s", error)  # noqa: TRY400
         status = 1
     return status
+
+
+def _let_go() -> int:
+    try:
+        return 0 if let_go(Paths()) else 1
+    except OSError as error:
+        logging.error("nothing is given back: %s", error)  # noqa: TRY400
+        return 1
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -54,7 +54,8 @@ class Hold:
         self._devices = sys / "bus/usb/devices"
         self._record = record
         self._buses: dict[str, _Bus] = {}
-        self._saved: Packet = {}
+        self._saved: Packet | None = None
+        """What is in the record; None while it may have an earlier process's words."""
 
     def recover(self) -> None:
         """Know what an earlier process of ours left turned; :meth:`settle` turns it back."""

@@ -188,6 +188,16 @@ class Importer:
                 self.detach(Imported(number, mine.devid, ""))
         self.settle()
 
+    def all_left(self) -> bool:
+        """:meth:`settle` where there is nobody to detach anything; whether nothing of ours is left.
+
+        Ports that :meth:`recover` found are ours until their devices have gone by themselves.
+        """
+        for mine in self._ports.values():
+            mine.leaving = True
+        self.settle()
+        return not self._ports
+
     def settle(self) -> None:
         """Let go of ports and buses that are ours no more, and let other programs' devices through.
 

@@ -22,6 +22,9 @@ from integration.world import (
     world,
 )
 
+from usbipsshd.letgo import let_go
+from usbipsshd.settings import Paths
+
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[World]:
@@ -88,6 +91,23 @@ def test_a_bus_that_was_held_is_let_go_by_the_next_daemon(w: World) -> None:
     assert 0 in map(int, w.desk.state()["authorized_default"].values())
     w.start_daemon()
     w.desk.wait(lambda s: 0 not in map(int, s["authorized_default"].values()))
+
+
+def test_without_a_next_daemon_the_bus_is_let_go(w: World) -> None:
+    """As systemd does when the daemon has failed for good, and the package when it is removed."""
+    places = Paths(sys=w.desk.root, run=w.folder / "run")
+    w.attach("2-1")
+    with pytest.raises(BlockingIOError):
+        let_go(places)
+    w.stop_daemon(signal.SIGKILL)
+    # Its sessions give everything back by themselves; what is new meanwhile stays held.
+    assert let_go(places, seconds=30)
+    w.check_clean()
+    assert not (places.run / "authorized_default.json").exists()
+    assert not (places.run / "taken-ports.json").exists()
+    # Once more, with nothing to be done.
+    assert let_go(places, seconds=0)
+    w.start_daemon()
 
 
 def test_what_is_kept(w: World) -> None:

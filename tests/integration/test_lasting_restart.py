@@ -16,6 +16,9 @@ from fakekernel import KEYBOARD, SERIAL_ADAPTER, STICK
 from integration.sshagents import ask_with, persons_agent
 from integration.world import ALICE, ATTACHMENT, BOB, World, wait_until, world
 
+from usbipsshd.letgo import let_go
+from usbipsshd.settings import Paths
+
 PERSIST = ("persist", "b", "true")
 KEEP = ("keep", "b", "true")
 KEPT = {"keep": True}
@@ -146,6 +149,26 @@ def test_killed_without_the_store(w: World) -> None:
     becomes(w, kept, "attached")
     assert w.attachments() == [kept]
     assert "lost with the process before: 1-2 of pi" in w.log()
+
+
+def test_without_a_next_daemon_the_bus_is_held_until_the_last_device_has_left(w: World) -> None:
+    places = Paths(sys=w.desk.root, run=w.folder / "run")
+    w.attach("2-1")
+    path = w.attach("1-2")
+    assert w.systemd is not None
+    w.systemd.wait_stored(1)
+    with writing(w, path):
+        kill(w)
+        # One of the two buses has a device of ours, and keeps it.
+        w.pi.unplug("2-1")
+        w.desk.wait(lambda s: len(s["ports"]) == 1)
+        assert not let_go(places, seconds=0)
+    switches = [int(v) for v in w.desk.state()["authorized_default"].values()]
+    assert switches.count(0) == 1
+    # The sessions end once nobody keeps their sockets.
+    w.systemd.drop_store()
+    assert let_go(places, seconds=30)
+    w.check_clean()
 
 
 def test_its_device_went_while_the_daemon_was_away(w: World) -> None:

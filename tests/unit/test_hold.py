@@ -179,6 +179,15 @@ def test_while_no_daemon_runs_the_bus_stays_held_and_the_next_one_knows(bus: Bus
     assert not bus.record.exists()
 
 
+def test_the_next_one_leaves_no_record_of_what_it_has_let_go(bus: Bus) -> None:
+    bus.hold.hold("usb4")
+    bus.next_one().settle({})
+    assert not bus.record.exists()
+    # Somebody's policy from then on is theirs, not an old hold of ours.
+    fill(bus.hub, authorized_default=0)
+    assert bus.next_one().blocked_by_policy("usb4")
+
+
 def test_what_a_version_before_left(bus: Bus) -> None:
     bus.record.write_text('{"usb4": "1"}')
     fill(bus.hub, authorized_default=0)
