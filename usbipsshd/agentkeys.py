@@ -10,13 +10,16 @@ from collections.abc import Sequence
 from usbipsshd.callersagent import AgentGone, CallersAgent
 from usbipsshd.errors import Code, UsbipError
 from usbipsshd.signer import (
+    EXTENSION,
     FAILURE,
     REQUEST_IDENTITIES,
     SIGN_REQUEST,
     SIGN_RESPONSE,
+    SUCCESS,
     BadMessage,
     Signer,
     SigningKey,
+    check_binding,
     identities_answer,
     read_sign_request,
     string,
@@ -30,16 +33,24 @@ log = logging.getLogger(__name__)
 class AgentSigner(Signer):
     """Passes on a session's requests for logins, and nothing else, to a caller's agent.
 
-    ``keys`` are the daemon's own, which come first.
+    ``keys`` are the daemon's own, which come first. The agent is told which host a login is for,
+    unless that is a ``jump`` host: it can be told once.
     """
 
-    def __init__(self, agent: CallersAgent, keys: Sequence[SigningKey], remote: str) -> None:
+    def __init__(
+        self, agent: CallersAgent, keys: Sequence[SigningKey], remote: str, *, jump: bool = False
+    ) -> None:
         super().__init__(keys, remote)
         self._agent = agent
+        self._jump = jump
 
-    async def reply(self, message: bytes) -> bytes:
+    async def reply(self, message: bytes) -> bytes:  # noqa: PLR0911
         """See :class:`usbipsshd.signer.Signer`."""
         try:
+            if message[0] == EXTENSION:
+                check_binding(message[1:])
+                taken = not self._jump and await self._agent.bind(message[1:])
+                return bytes([SUCCESS if taken else FAILURE])
             if message[0] == REQUEST_IDENTITIES:
                 theirs = [(blob, "") for blob in await self._agent.keys()]
                 return identities_answer([*self.offered(), *theirs])
@@ -78,10 +89,13 @@ class AgentKeys:
             # What is kept tries again and again; the remote need not be troubled for that.
             raise self.refused(remote)
         keys = await self._own.keys(hop) if jump else []
-        return AgentSigner(self._agent, keys, remote)
+        return AgentSigner(self._agent, keys, remote, jump=jump)
 
     def refused(self, remote: str) -> UsbipError:
         """See :class:`usbipsshd.way.Signers`."""
+        again = ""
+        if self._agent.spent:
+            again = ", or ask again: one for certain hosts only (ssh-add -h) is good for one login"
         if self._agent.gone:
             text = (
                 f"The ssh-agent that was passed along for {remote} does not answer any more; "
@@ -90,11 +104,11 @@ class AgentKeys:
         elif self._agent.empty:
             text = (
                 f"The ssh-agent that was passed along for {remote} offers no key; "
-                "unlock it, or add one with ssh-add."
+                f"unlock it, or add one with ssh-add{again}."
             )
         else:
             text = (
                 f"{remote} accepts no key of the ssh-agent that was passed along; add one that "
-                "it knows with ssh-add."
+                f"it knows with ssh-add{again}."
             )
         return UsbipError(Code.SSH_AUTH_FAILED, text)

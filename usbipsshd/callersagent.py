@@ -15,11 +15,13 @@ import struct
 
 from usbipsshd.errors import Code, UsbipError
 from usbipsshd.signer import (
+    EXTENSION,
     IDENTITIES_ANSWER,
     MAX_MESSAGE,
     REQUEST_IDENTITIES,
     SIGN_REQUEST,
     SIGN_RESPONSE,
+    SUCCESS,
     BadMessage,
     Reader,
     string,
@@ -100,6 +102,10 @@ class CallersAgent:
         """Whether it is of no use any more."""
         self.empty = False
         """Whether it had no keys when it was asked last."""
+        self._bound = False
+        self.spent = False
+        """Whether it was bound to an earlier login: keys that are for certain hosts are good for
+        that one only (``ssh-agent.c``, process_ext_session_bind)."""
 
     @classmethod
     def copy_of(cls, fd: int) -> CallersAgent:
@@ -109,6 +115,18 @@ class CallersAgent:
     def fileno(self) -> int:
         """The descriptor, for the one who keeps it; -1 when it is closed."""
         return self._sock.fileno() if self._sock is not None else -1
+
+    async def bind(self, binding: bytes) -> bool:
+        """Tell it which host the next login is for; whether it took that. Not every agent does.
+
+        ``binding`` is an extension's message (see :func:`usbipsshd.signer.check_binding`).
+        Raises :exc:`AgentGone`.
+        """
+        answer = await self._ask(bytes([EXTENSION]) + binding, IDENTITIES_SECONDS)
+        taken = answer[0] == SUCCESS
+        self.spent = self._bound and not taken
+        self._bound = self._bound or taken
+        return taken
 
     async def keys(self) -> list[bytes]:
         """Its public keys and certificates, as they are sent; raise :exc:`AgentGone`."""

@@ -20,7 +20,10 @@ REQUEST_IDENTITIES = 11
 IDENTITIES_ANSWER = 12
 SIGN_REQUEST = 13
 SIGN_RESPONSE = 14
+EXTENSION = 27
+SUCCESS = 6
 FAILURE = 5
+SESSION_BIND = b"session-bind@openssh.com"
 
 MAX_MESSAGE = 8192
 MAX_SIGNATURES = 8
@@ -84,6 +87,24 @@ def check_login(data: bytes, blob: bytes) -> str:
         raise BadMessage("another key")
     reader.end()
     return user.decode("utf-8", "replace")
+
+
+def check_binding(body: bytes) -> None:
+    """Raise :exc:`BadMessage` unless an extension is what ties an agent to the login that follows.
+
+    OpenSSH's PROTOCOL.agent, section 1: the host's key, the session identifier and the host's
+    signature over it, and that nothing is forwarded.
+    """
+    reader = Reader(body)
+    if reader.string() != SESSION_BIND:
+        raise BadMessage("another extension")
+    reader.string()
+    if not 16 <= len(reader.string()) <= 64:
+        raise BadMessage("no session identifier")
+    reader.string()
+    if reader.take(1) != b"\0":
+        raise BadMessage("an agent that is passed on")
+    reader.end()
 
 
 def _algorithms(blob: bytes) -> tuple[bytes, ...]:

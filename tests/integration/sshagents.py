@@ -47,6 +47,10 @@ class PersonsAgent:
         """Put a private key into it."""
         self._ssh_add("-q", str(key))
 
+    def add_for(self, key: Path, host: str, known_hosts: Path) -> None:
+        """Put a private key into it that is for one host only, by the key that the host has."""
+        self._ssh_add("-q", "-H", str(known_hosts), "-h", host, str(key))
+
     def clear(self) -> None:
         """Take all keys out of it."""
         self._ssh_add("-q", "-D")

@@ -13,6 +13,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,44 @@ def says(w: World, path: str, text: str) -> None:
     wait_until(told, f"never says: {text}", 40)
 
 
+def test_a_key_that_is_for_this_host_only(w: World, tmp_path: Path) -> None:
+    """ssh-add -h: the agent has the host prove, for each login, that it is the one."""
+    host = f"[127.0.0.1]:{w.ssh.port}"
+    other = "[127.0.0.1]:1"
+    known = tmp_path / "known_hosts"
+    known.write_text(
+        f"{host} {(w.ssh.folder / 'host_ed25519.pub').read_text()}"
+        f"{other} {make_key(tmp_path / 'another')}\n"
+    )
+    with persons_agent(ALICE) as mine:
+        mine.add_for(w.ssh.client_key, other, known)
+        with mine.connect() as sock:
+            answer = ask_with(w, ALICE, "ListRemote", ("pi", ""), sock)
+        check_refusal(answer, "SshAuthFailed", "ssh-agent")
+        mine.clear()
+        mine.add_for(w.ssh.client_key, host, known)
+        with mine.connect() as sock:
+            assert ask_with(w, ALICE, "ListRemote", ("pi", "2-1"), sock).value()
+        stick = attach(w, mine, keep=True)
+        # The agent ties a connection to one login, and what is kept has no other connection.
+        os.kill(w.sessions()[0], signal.SIGKILL)
+        says(w, stick, "good for one login")
+        # One that is for every host takes its place there.
+        mine.add(w.ssh.client_key)
+        becomes(w, stick, "attached")
+
+
+def test_a_key_that_is_for_one_host_only_behind_a_jump_host(w: World, tmp_path: Path) -> None:
+    host = f"[127.0.0.1]:{w.ssh.port}"
+    known = tmp_path / "known_hosts"
+    known.write_text(f"{host} {(w.ssh.folder / 'host_ed25519.pub').read_text()}")
+    with persons_agent(ALICE) as mine:
+        mine.add_for(w.ssh.client_key, host, known)
+        with behind_a_gate(w), mine.connect() as sock:
+            found = ask_with(w, ALICE, "ListRemote", ("behind", ""), sock)
+        assert [d["busid"] for d in found.value()] == ["1-2", "2-1"]
+
+
 def test_one_that_is_not_kept_ends_with_its_connection(w: World, agent: PersonsAgent) -> None:
     attach(w, agent)
     os.kill(w.sessions()[0], signal.SIGKILL)
@@ -204,7 +243,9 @@ def test_it_does_not_persist(w: World, agent: PersonsAgent) -> None:
         check_refusal(answer, "InvalidArgs", "persist")
 
 
-def test_jump_hosts_are_logged_in_to_as_root_has_configured(w: World, agent: PersonsAgent) -> None:
+@contextmanager
+def behind_a_gate(w: World) -> Iterator[None]:
+    """pi is listed as ``behind``, too, which is reached over a jump host."""
     config = w.folder / "etc/ssh_config"
     config.parent.mkdir(exist_ok=True)
     with other_sshd(w) as ports, listed(w, "behind", w.ssh.port):
@@ -213,12 +254,16 @@ def test_jump_hosts_are_logged_in_to_as_root_has_configured(w: World, agent: Per
             f"Host gate\n HostName 127.0.0.1\n Port {ports[0]}\nHost 127.0.0.1\n ProxyJump gate\n"
         )
         try:
-            with agent.connect() as sock:
-                found = ask_with(w, ALICE, "ListRemote", ("behind", ""), sock)
-            # The gate knows the daemon's key only, the machine behind it hers only.
-            assert [d["busid"] for d in found.value()] == ["1-2", "2-1"]
+            yield
         finally:
             config.unlink()
+
+
+def test_jump_hosts_are_logged_in_to_as_root_has_configured(w: World, agent: PersonsAgent) -> None:
+    with behind_a_gate(w), agent.connect() as sock:
+        found = ask_with(w, ALICE, "ListRemote", ("behind", ""), sock)
+    # The gate knows the daemon's key only, the machine behind it hers only.
+    assert [d["busid"] for d in found.value()] == ["1-2", "2-1"]
 
 
 def no_sockets() -> Iterator[tuple[str, int]]:
@@ -291,8 +336,15 @@ def silent(sock: socket.socket) -> None:
         pass
 
 
+def asked_for_keys(sock: socket.socket) -> None:
+    """Wait until it is: first it is told which host the login is for, which it does not know."""
+    if sock.recv(4096)[4:5] == b"\x1b":
+        sock.sendall(framed(b"\x05"))
+        sock.recv(4096)
+
+
 def dripping(sock: socket.socket) -> None:
-    sock.recv(4096)
+    asked_for_keys(sock)
     sock.sendall(struct.pack(">I", 100_000))
     sock.settimeout(0.05)
     while True:
@@ -305,14 +357,14 @@ def dripping(sock: socket.socket) -> None:
 
 
 def endless(sock: socket.socket) -> None:
-    sock.recv(4096)
+    asked_for_keys(sock)
     while True:
         sock.sendall(framed(b"\x0c" + b"\0" * 65_536))
 
 
 def saying(data: bytes) -> Callable[[socket.socket], None]:
     def behave(sock: socket.socket) -> None:
-        sock.recv(4096)
+        asked_for_keys(sock)
         sock.sendall(data)
         silent(sock)
 
@@ -320,8 +372,14 @@ def saying(data: bytes) -> Callable[[socket.socket], None]:
 
 
 def closing(sock: socket.socket) -> None:
-    sock.recv(4096)
+    asked_for_keys(sock)
     sock.sendall(framed(b"\x0c\0\0\0\1")[:6])
+
+
+def noisy(sock: socket.socket) -> None:
+    sock.recv(4096)
+    sock.sendall(os.urandom(5000))
+    silent(sock)
 
 
 def talkative(sock: socket.socket) -> None:
@@ -357,6 +415,7 @@ BAD = {
     "many keys": saying(framed(b"\x0c\xff\xff\xff\xff" + b"\0" * 100_000)),
     "odd keys": saying(framed(ODD)),
     "noise": saying(os.urandom(5000)),
+    "noise at once": noisy,
 }
 
 

@@ -10,6 +10,8 @@ What is different from asyncssh's own, and why:
   every odd one, takes asyncssh's own way.
 - Keys come from an ssh-agent socket that is already connected, and from nowhere else; a
   certificate in an agent is offered as one, which asyncssh forgets once it has chosen how to sign.
+- Before it is asked for keys, the agent is told which host they are for, with the host's own
+  signature: it may have some that are for certain hosts only (ssh-add -h), which asyncssh ignores.
 - The host key as it was offered is kept, for the fingerprint in an error.
 - The transport's own buffer counts: when it is full, those who write are told.
 - Bounds that a hostile server cannot pass: the size of a packet, and what waits for a paused
@@ -29,8 +31,10 @@ import asyncssh
 from asyncssh.channel import SSHTCPChannel, SSHUNIXChannel
 from asyncssh.constants import MSG_CHANNEL_DATA, MSG_CHANNEL_WINDOW_ADJUST, MSG_IGNORE
 from asyncssh.encryption import BasicEncryption, GCMEncryption
+from asyncssh.packet import Boolean, String
 
 from usbipsshd.session.gcm import TAG_SIZE, PacketGcm, Padding
+from usbipsshd.signer import EXTENSION, SESSION_BIND
 
 TRANSPORT_HIGH_WATER = 256 * 1024
 """Bytes that may wait for the network before writers are told to pause."""
@@ -54,9 +58,11 @@ class _CertificatePair(asyncssh.SSHAgentKeyPair):
 class PassedAgent(asyncssh.SSHAgentClient):
     """An ssh-agent behind a socket that somebody else connected."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, binding: Callable[[], tuple[bytes, ...]]) -> None:
+        """``binding`` has the host's key, the session's identifier and the signature over it."""
         super().__init__("")
         self._passed: socket.socket | None = sock
+        self._binding = binding
 
     async def connect(self) -> None:
         """Use the passed socket; OSError when it was used up."""
@@ -70,7 +76,11 @@ class PassedAgent(asyncssh.SSHAgentClient):
             raise
 
     async def get_keys(self, identities: Any = None) -> Any:
-        """The keys and certificates that the agent has."""
+        """The keys and certificates that the agent has for this session."""
+        if binding := self._binding():
+            # An agent that knows nothing of it says so, and has no key that needs it.
+            parts = map(String, (SESSION_BIND, *binding))
+            await self._make_request(EXTENSION, *parts, Boolean(False))
         return [
             _CertificatePair(
                 self, pair.algorithm, pair.public_data, pair.get_comment_bytes() or b""
@@ -211,12 +221,13 @@ class MendedConnection(asyncssh.SSHClientConnection):
         self.offered_key: bytes | None = None
         self.greeting = b""
         """The first bytes that came, at most 64."""
+        self._binding: tuple[bytes, ...] = ()
         self.congested = False
         self._congestion_watchers: set[Callable[[bool], None]] = set()
         self._padding = Padding()
         self._heard = False
         if agent is not None:
-            self._agent = PassedAgent(agent)
+            self._agent = PassedAgent(agent, lambda: self._binding)
             self._get_agent_keys = True
 
     def connection_made(self, transport: Any) -> None:
@@ -229,9 +240,20 @@ class MendedConnection(asyncssh.SSHClientConnection):
         super().connection_made(shown)
 
     def validate_server_host_key(self, key_data: bytes) -> asyncssh.SSHKey:
-        """Keep what was offered, then decide as asyncssh does."""
+        """Keep what was offered, then decide as asyncssh does; keep what it proves itself with."""
         self.offered_key = key_data
-        return super().validate_server_host_key(key_data)
+        key = super().validate_server_host_key(key_data)
+        verify = key.verify
+
+        def keep(data: bytes, sig: bytes) -> bool:
+            # The first exchange's hash is the session's identifier (RFC 4253, section 7.2).
+            proved = verify(data, sig)
+            if proved and not self._binding:
+                self._binding = (key_data, data, sig)
+            return proved
+
+        key.verify = keep  # type: ignore[method-assign]
+        return key
 
     # Sending
 
