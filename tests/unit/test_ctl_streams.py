@@ -67,6 +67,13 @@ def test_what_a_character_set_lacks_is_escaped() -> None:
     assert r"SHA256:\u2026" in done.stdout
 
 
+def test_interrupted_while_it_is_loaded_it_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "dbus_next.py").write_text("raise KeyboardInterrupt")
+    path = f"{tmp_path}:{Path(__file__).parents[2]}"
+    done = shell("ctl status", PYTHONPATH=path)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 KNOWN = Snapshot(
     present=True, manager=Manager(version="1"), remotes=(Remote(path="/x", name="pi"),)
 )
