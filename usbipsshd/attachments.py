@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -12,16 +11,14 @@ from itertools import count
 from typing import Protocol
 
 from usbipsshd.attachment import Attachment, Direction, Life, State, Steps
+from usbipsshd.attachmentnews import AttachmentNews
 from usbipsshd.backoff import Backoff
 from usbipsshd.control import Session
 from usbipsshd.doing import Craft, Doing, Where
+from usbipsshd.entry import Entry
 from usbipsshd.errors import Code, UsbipError
-from usbipsshd.journal import Happening, tell
-from usbipsshd.link import Link, LinkState
-from usbipsshd.remoteusb import RemoteUsb
+from usbipsshd.link import Link
 from usbipsshd.udev import Events
-
-log = logging.getLogger(__name__)
 
 MAX_ATTACHMENTS = 240
 """As many as vhci has ports in Debian's kernels."""
@@ -41,19 +38,6 @@ class AttachmentListener(Protocol):
 
     def attachment_removed(self, attachment: Attachment) -> None:
         """One is gone; everything was given back."""
-
-
-@dataclass(slots=True)
-class _Entry:
-    attachment: Attachment
-    link: Link
-    doing: Doing
-    life: Life
-    first: bool = True
-    """Whether the device is still the one that was just chosen, and need not be found again."""
-    attached_before: bool = False
-    detached_by: int | None = None
-    """The uid of who detached it; None if that was nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +68,14 @@ class Attachments:
         self._now = now
         self._backoff = backoff
         self._numbers = count(1)
-        self._entries: dict[int, _Entry] = {}
+        self._entries: dict[int, Entry] = {}
         self._listeners: list[AttachmentListener] = []
         self._asleep = False
         self._awake = asyncio.Event()
         self._awake.set()
         self._stopping = False
-        self._looking: set[Link] = set()
+        self.news = AttachmentNews(group, self._entries.values)
+        """What the attachments are to be told of."""
         events.listen(self.look)
 
     def listen(self, listener: AttachmentListener) -> None:
@@ -183,7 +168,7 @@ class Attachments:
         self._start(entry)
         return True
 
-    def _enter(self, link: Link, doing: Doing) -> _Entry:
+    def _enter(self, link: Link, doing: Doing) -> Entry:
         attachment = doing.attachment
         steps = Steps(
             attach=lambda: self._attach(entry),
@@ -192,18 +177,18 @@ class Attachments:
             now=self._now,
             changed=lambda: self.changed(attachment),
         )
-        entry = _Entry(attachment, link, doing, Life(attachment, steps, self._backoff()))
+        entry = Entry(attachment, link, doing, Life(attachment, steps, self._backoff()))
         self._entries[attachment.number] = entry
         return entry
 
-    def _start(self, entry: _Entry) -> None:
+    def _start(self, entry: Entry) -> None:
         for listener in self._listeners:
             listener.attachment_added(entry.attachment)
         if self._asleep:
             entry.life.sleep()
         self._group.create_task(self._live(entry), name=f"attachment {entry.attachment.number}")
 
-    async def _live(self, entry: _Entry) -> None:
+    async def _live(self, entry: Entry) -> None:
         attachment = entry.attachment
         try:
             # The link stays open for as long as anything may have to be given back.
@@ -211,13 +196,7 @@ class Attachments:
                 await entry.life.run()
         finally:
             del self._entries[attachment.number]
-            if entry.attached_before and not entry.life.abandoned:
-                self._tell(
-                    attachment,
-                    Happening.DETACHED,
-                    f"detached {name_of(attachment)}",
-                    by=entry.detached_by,
-                )
+            entry.tell_detached()
             for listener in self._listeners:
                 listener.attachment_removed(attachment)
 
@@ -371,126 +350,23 @@ class Attachments:
         if entry is not None:
             entry.doing.end(error)
 
-    def link_changed(self, link: Link) -> None:
-        """See :class:`usbipsshd.links.LinkListener`: it can be reached again."""
-        if link.status.state is LinkState.CONNECTED:
-            for entry in self._entries.values():
-                if entry.link is link:
-                    entry.life.nudge()
-
-    def link_devices_changed(self, link: Link) -> None:
-        """See :class:`usbipsshd.links.LinkListener`: what is missing may be back."""
-        failed = False
-        for entry in self._entries.values():
-            if entry.link is not link:
-                continue
-            doing = entry.doing
-            if entry.attachment.state is State.ATTACHED:
-                doing.look_there()
-            elif entry.attachment.state is State.WAITING and doing.waits_for_remote:
-                if doing.failed is None:
-                    entry.life.poke()
-                else:
-                    failed = True
-        if failed and link not in self._looking:
-            self._looking.add(link)
-            self._group.create_task(
-                self._see_what_changed(link), name=f"look at {link.remote.name}"
-            )
-
-    async def _see_what_changed(self, link: Link) -> None:
-        """Try at once what had failed and was unplugged or plugged in anew meanwhile."""
-        name = link.remote.name
-        try:
-            async with link.use() as session:
-                # From here on, another change is worth another look.
-                self._looking.discard(link)
-                there = {(d.busid, d.devnum) for d in await RemoteUsb(session, name).devices()}
-        except UsbipError:
-            return
-        finally:
-            self._looking.discard(link)
-        for entry in self._entries.values():
-            doing = entry.doing
-            if entry.link is not link or not doing.waits_for_remote:
-                continue
-            if doing.failed is not None and doing.failed not in there:
-                doing.failed = None
-                entry.life.poke()
-
-    def link_released(self, link: Link, busid: str, error: UsbipError) -> None:
-        """The session says that an export of the remote's ended by itself."""
-        self._end(link, self.at(link.remote.name, busid), error)
-
-    def link_returned(self, link: Link, busid: str, error: UsbipError) -> None:
-        """The session says that a device of this machine left the remote by itself."""
-        self._end(link, self.lent(busid), error)
-
-    def here_lost(self, busid: str, error: UsbipError) -> None:
-        """Nobody on this machine looks after a device of its own any more."""
-        attachment = self.lent(busid)
-        if attachment is not None:
-            self.lost(attachment, error)
-
-    def _end(self, link: Link, attachment: Attachment | None, error: UsbipError) -> None:
-        entry = self._entries.get(attachment.number) if attachment is not None else None
-        if entry is not None and entry.link is link:
-            entry.doing.end(error)
-
-    def link_lost(self, link: Link, error: UsbipError) -> None:
-        """The connection is gone, and with it every attachment that used it."""
-        for entry in self._entries.values():
-            if entry.link is link:
-                entry.doing.end(error)
-
     def changed(self, attachment: Attachment) -> None:
         """Something published of an attachment has changed."""
         for listener in self._listeners:
             listener.attachment_changed(attachment)
 
-    async def _attach(self, entry: _Entry) -> None:
+    async def _attach(self, entry: Entry) -> None:
         attachment = entry.attachment
         again, entry.first = not entry.first, False
         where = await entry.doing.attach(entry.link, again=again)
         attachment.attached_at = int(self._now() * 1_000_000)
-        restored = entry.attached_before
-        entry.attached_before = True
-        verb = _VERBS[attachment.direction]
-        self._tell(
-            attachment,
-            Happening.RESTORED if restored else Happening.ATTACHED,
-            f"{'restored' if restored else verb} {where} for uid {attachment.owner_uid}",
-        )
+        entry.tell_attached(where)
 
-    async def _ended(self, entry: _Entry) -> UsbipError:
+    async def _ended(self, entry: Entry) -> UsbipError:
         self.look()
         error = await asyncio.shield(entry.doing.ended)
-        self._tell(
-            entry.attachment, Happening.LOST, f"lost {name_of(entry.attachment)}: {error.message}"
-        )
+        entry.tell_lost(error)
         return error
-
-    @staticmethod
-    def _tell(
-        attachment: Attachment, happening: Happening, text: str, by: int | None = None
-    ) -> None:
-        tell(
-            log,
-            happening,
-            text,
-            remote=attachment.remote,
-            busid=attachment.device.busid,
-            uid=attachment.owner_uid if by is None else by,
-        )
-
-
-_VERBS = {Direction.IMPORT: "attached", Direction.EXPORT: "exported"}
-
-
-def name_of(attachment: Attachment) -> str:
-    """Which device, in words for the log."""
-    between = "of" if attachment.direction is Direction.IMPORT else "on"
-    return f"{attachment.device.busid} {between} {attachment.remote}"
 
 
 def stopping() -> UsbipError:

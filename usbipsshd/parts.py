@@ -111,9 +111,9 @@ class Parts:
             group=group, attachments=self.attachments, chooser=chooser, now=settings.now
         )
         self.status = Status(self.attachments, settings.notifier.send)
-        self._here.listen(self.attachments.here_lost)
+        self._here.listen(self.attachments.news.here_lost)
         self.attachments.listen(self.status)
-        self._links.listen(self.attachments)
+        self._links.listen(self.attachments.news)
         self._links.listen(self.hubs)
         self.attachments.listen(self.hubs)
         exporter = LocalExporter(paths.sys, usb, events)

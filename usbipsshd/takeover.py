@@ -11,11 +11,12 @@ import socket
 from collections.abc import Mapping, Sequence
 
 from usbipsshd.attachment import Attachment, Direction, State
-from usbipsshd.attachments import Attachments, Running, name_of
+from usbipsshd.attachments import Attachments, Running
 from usbipsshd.callersagent import check_agent_socket
 from usbipsshd.control import Session
 from usbipsshd.device import Device
 from usbipsshd.doing import Lent, Where
+from usbipsshd.entry import name_of
 from usbipsshd.errors import Code, UsbipError
 from usbipsshd.here import DESCRIPTOR_NAME, Here
 from usbipsshd.hub import Hub

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
 
-BUS = "org.freedesktop.DBus"
+from usbipsshd.bus.values import BUS
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)

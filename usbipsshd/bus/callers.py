@@ -7,10 +7,9 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from usbipsshd.bus.values import BusError, Caller, CallFunction
+from usbipsshd.bus.values import BUS, BUS_PATH, BusError, Caller, CallFunction
 
 _LOG = logging.getLogger(__name__)
-_BUS = "org.freedesktop.DBus"
 
 
 class Callers:
@@ -49,17 +48,15 @@ class Callers:
         future.add_done_callback(lambda f: f.cancelled() or f.exception())
         self._asking[name] = future
         try:
-            body = await self._call(
-                _BUS, "/org/freedesktop/DBus", _BUS, "GetConnectionUnixUser", "s", [name]
-            )
+            body = await self._call(BUS, BUS_PATH, BUS, "GetConnectionUnixUser", "s", [name])
             if not (len(body) == 1 and isinstance(body[0], int)):
-                raise BusError(_BUS + ".Error.Failed", "not a uid")
+                raise BusError(BUS + ".Error.Failed", "not a uid")
         except BaseException as error:
             if not future.done():
                 future.set_exception(
                     error
                     if isinstance(error, Exception)
-                    else BusError(_BUS + ".Error.Failed", "asking was cancelled")
+                    else BusError(BUS + ".Error.Failed", "asking was cancelled")
                 )
             raise
         else:
@@ -97,7 +94,7 @@ class Callers:
         self._uids.pop(name, None)
         future = self._asking.pop(name, None)
         if future is not None and not future.done():
-            future.set_exception(BusError(_BUS + ".Error.NameHasNoOwner", "it has left"))
+            future.set_exception(BusError(BUS + ".Error.NameHasNoOwner", "it has left"))
         for gone in self._watches.pop(name, {}).values():
             try:
                 gone()

@@ -23,14 +23,14 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from usbipsshd.bus import wire
 from usbipsshd.bus.answers import Answers, Waiting
 from usbipsshd.bus.callers import Callers
 from usbipsshd.bus.serving import Dispatch, Limits, Server
-from usbipsshd.bus.values import BusError, Disconnected, close_fds
+from usbipsshd.bus.signals import Signals
+from usbipsshd.bus.values import BUS, BUS_PATH, BusError, Disconnected, close_fds
 from usbipsshd.errors import Code, UsbipError
 
 _LOG = logging.getLogger(__name__)
@@ -45,25 +45,9 @@ _INTERACTIVE = _CONSTANTS.MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION
 SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
 """Where the system bus is unless DBUS_SYSTEM_BUS_ADDRESS says otherwise (D-Bus specification)."""
 
-SignalHandler = Callable[[tuple[object, ...]], None]
-
-_BUS = "org.freedesktop.DBus"
-_BUS_PATH = "/org/freedesktop/DBus"
 _CONNECT_SECONDS = 10.0
 _FLUSH_SECONDS = 2.0
 _FRAMES_AT_ONCE = 32
-
-
-@dataclass(slots=True)
-class _Listening:
-    """Who listens to one signal."""
-
-    name: str
-    """The sender's well-known name."""
-    owner: str
-    """Who owns that name now; empty for nobody."""
-    handler: SignalHandler
-    owner_changed: Callable[[bool], None] | None
 
 
 class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
@@ -90,9 +74,10 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
         self._pending: dict[int, Waiting] = {}
         self._answers: Answers | None = None
         self._came_along: dict[int, list[int]] = {}
-        self._signals: dict[tuple[str, str], _Listening] = {}
+        self.signals = Signals(self.call)
+        """Who listens to other services' signals."""
         self.hear: Callable[[Any], None] | None = None
-        """Gets every signal that arrives, as the library's message; see :meth:`listen`."""
+        """Gets every signal that arrives, as the library's message; see :attr:`signals`."""
         self._ended: asyncio.Future[str] = self._loop.create_future()
         self._sent = asyncio.Event()
         self.callers = Callers(self.call)
@@ -115,16 +100,16 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
             async with asyncio.timeout(_CONNECT_SECONDS):
                 await self._authenticate()
                 self._press(False)
-                body = await self.call(_BUS, _BUS_PATH, _BUS, "Hello")
+                body = await self.call(BUS, BUS_PATH, BUS, "Hello")
                 self.unique_name = str(body[0])
                 if follow_callers:
                     # One rule for all names: a rule for each caller would need a check for who
                     # left before it was in place, and a bus allows 512 rules.
                     rule = (
-                        f"type='signal',sender='{_BUS}',path='{_BUS_PATH}',"
-                        f"interface='{_BUS}',member='NameOwnerChanged'"
+                        f"type='signal',sender='{BUS}',path='{BUS_PATH}',"
+                        f"interface='{BUS}',member='NameOwnerChanged'"
                     )
-                    await self.call(_BUS, _BUS_PATH, _BUS, "AddMatch", "s", [rule])
+                    await self.call(BUS, BUS_PATH, BUS, "AddMatch", "s", [rule])
                     self._answers = Answers(self._ask_owner)
         except Disconnected:
             raise
@@ -135,39 +120,9 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
     async def own_name(self, name: str) -> None:
         """Become ``name`` on the bus; raise :exc:`BusError` if somebody else is or we may not."""
         # 4: DBUS_NAME_FLAG_DO_NOT_QUEUE; 1: PRIMARY_OWNER (D-Bus specification, RequestName).
-        body = await self.call(_BUS, _BUS_PATH, _BUS, "RequestName", "su", [name, 4])
+        body = await self.call(BUS, BUS_PATH, BUS, "RequestName", "su", [name, 4])
         if body != (1,):
-            raise BusError(_BUS + ".Error.NameTaken", f"{name} is taken")
-
-    async def listen(
-        self,
-        name: str,
-        path: str,
-        interface: str,
-        member: str,
-        handler: SignalHandler,
-        *,
-        owner_changed: Callable[[bool], None] | None = None,
-    ) -> bool:
-        """Call ``handler`` with the values of each such signal from ``name``'s present owner.
-
-        Returns whether there is one. It may come, go and be replaced, which ``owner_changed`` is
-        told: whether there is one now.
-        """
-        listening = _Listening(name, "", handler, owner_changed)
-        self._signals[interface, member] = listening
-        rule = (
-            f"type='signal',sender='{name}',path='{path}',interface='{interface}',member='{member}'"
-        )
-        await self.call(_BUS, _BUS_PATH, _BUS, "AddMatch", "s", [rule])
-        try:
-            body = await self.call(_BUS, _BUS_PATH, _BUS, "GetNameOwner", "s", [name])
-        except BusError as error:
-            if error.name != _BUS + ".Error.NameHasNoOwner":
-                raise
-        else:
-            listening.owner = str(body[0])
-        return bool(listening.owner)
+            raise BusError(BUS + ".Error.NameTaken", f"{name} is taken")
 
     def when_ended(self, call: Callable[[], None]) -> None:
         """Call ``call`` when the connection has ended."""
@@ -412,16 +367,16 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
     def _ask_owner(self, name: str, told: Callable[[str], None]) -> None:
         """Ask the bus who owns a name; it answers before it passes on what is sent after this."""
         message = wire.Message(
-            destination=_BUS,
-            path=_BUS_PATH,
-            interface=_BUS,
+            destination=BUS,
+            path=BUS_PATH,
+            interface=BUS,
             member="GetNameOwner",
             signature="s",
             body=[name],
             serial=self.next_serial(),
         )
-        waiting = Waiting(_BUS, self._loop.create_future(), lambda body: told(str(body[0])))
-        waiting.senders = frozenset({_BUS})
+        waiting = Waiting(BUS, self._loop.create_future(), lambda body: told(str(body[0])))
+        waiting.senders = frozenset({BUS})
         # Nobody awaits it: that the connection has ended, the call itself says.
         waiting.answer.add_done_callback(lambda done: done.cancelled() or done.exception())
         self._pending[message.serial] = waiting
@@ -431,8 +386,8 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
         if self.hear is not None:
             self.hear(message)
         if (message.sender, message.interface, message.member, message.signature) == (
-            _BUS,
-            _BUS,
+            BUS,
+            BUS,
             "NameOwnerChanged",
             "sss",
         ):
@@ -444,13 +399,8 @@ class Connection(_LibraryBus):  # type: ignore[misc, valid-type]
                 return
             if self._answers is not None:
                 self._answers.owner_is(name, new)
-            for listening in self._signals.values():
-                if listening.name == name:
-                    listening.owner = new
-                    if listening.owner_changed is not None:
-                        listening.owner_changed(bool(new))
+            self.signals.owner_changed(name, new)
             return
-        found = self._signals.get((str(message.interface), str(message.member)))
-        # A signal that is sent to us alone passes every rule, so the sender is looked at here.
-        if found is not None and message.sender == found.owner:
-            found.handler(tuple(wire.from_wire(value) for value in message.body))
+        handler = self.signals.find(str(message.interface), str(message.member), message.sender)
+        if handler is not None:
+            handler(tuple(wire.from_wire(value) for value in message.body))

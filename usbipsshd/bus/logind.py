@@ -57,7 +57,7 @@ class Logind:
     async def run(self) -> None:
         """Watch until cancelled, or the bus is gone. Logind may come, go and be restarted."""
         try:
-            if await self._bus.listen(
+            if await self._bus.signals.listen(
                 _NAME,
                 _PATH,
                 _MANAGER,

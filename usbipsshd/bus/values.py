@@ -13,6 +13,10 @@ from typing import Protocol
 
 from usbipsshd.errors import Code, UsbipError
 
+BUS = "org.freedesktop.DBus"
+BUS_PATH = "/org/freedesktop/DBus"
+"""The bus itself (D-Bus specification)."""
+
 
 def close_fds(fds: list[int]) -> None:
     """Close the descriptors that nobody has taken."""

@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from usbipsshd.bus import wire
+from usbipsshd.bus import values, wire
 from usbipsshd.bus.connection import Connection
 from usbipsshd.bus.serving import Limits
 from usbipsshd.bus.values import BusError, Call, Disconnected, Reply, StandardError
 
-BUS = "org.freedesktop.DBus"
-BUS_PATH = "/org/freedesktop/DBus"
+BUS = values.BUS
+BUS_PATH = values.BUS_PATH
 CALL_SECONDS = 25.0
 _LONGEST = 16 << 20
 """Bytes of one message; what the daemon itself sends at most."""
