@@ -23,7 +23,8 @@ from usbipssh_tray.notices import Notices
 from usbipssh_tray.rows import Row, reuse
 from usbipssh_tray.status import Status
 from usbipsshd.client.bus import Bus
-from usbipsshd.client.daemon import Client, ClientError
+from usbipsshd.client.daemon import Client
+from usbipsshd.client.errors import ClientError
 from usbipsshd.client.snapshot import Snapshot
 from usbipsshd.client.sshagent import SshAgent
 

@@ -22,7 +22,8 @@ from usbipssh_tray.actions import (
     TrustKey,
 )
 from usbipssh_tray.text import _
-from usbipsshd.client.daemon import Client, ClientError
+from usbipsshd.client.daemon import Client
+from usbipsshd.client.errors import ClientError
 from usbipsshd.errors import NO_AGENT
 
 log = logging.getLogger(__name__)

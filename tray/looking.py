@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from usbipssh_tray.entries import Listing
-from usbipsshd.client.daemon import ClientError
+from usbipsshd.client.errors import ClientError
 from usbipsshd.client.snapshot import NOTHING, Device
 
 MAX_GONE = 64

@@ -19,7 +19,7 @@ from usbipssh_tray.news import Kind, Memory, Notice, tell
 from usbipssh_tray.text import _
 from usbipsshd.bus.values import BusError, Disconnected, Variant
 from usbipsshd.client.bus import BUS, BUS_PATH, Bus, Signal
-from usbipsshd.client.daemon import ClientError
+from usbipsshd.client.errors import ClientError
 from usbipsshd.client.snapshot import Snapshot
 
 log = logging.getLogger(__name__)

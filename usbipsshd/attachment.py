@@ -18,7 +18,7 @@ from enum import StrEnum
 from usbipsshd.backoff import Backoff
 from usbipsshd.device import Device
 from usbipsshd.errors import Code, UsbipError
-from usbipsshd.finish import to_the_end
+from usbipsshd.finish import ended, to_the_end
 
 log = logging.getLogger(__name__)
 
@@ -150,10 +150,6 @@ async def _any(*events: asyncio.Event) -> None:
         await asyncio.wait(waits)
 
 
-async def _ended(task: asyncio.Task[UsbipError]) -> None:
-    await asyncio.wait([task])
-
-
 _DETACHED = UsbipError(Code.CANCELLED, "The attachment was detached before it was ready.")
 
 
@@ -270,12 +266,8 @@ class Life:
         if self._detaching or self._asleep:
             task.cancel()
         try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError:
-            task.cancel()
-            raise
+            await ended(task)
         finally:
-            await to_the_end(_ended(task))
             self._step = None
         if task.cancelled():
             return _DETACHED

@@ -87,7 +87,15 @@ class Daemon:
         settings = self._settings
         bindings = Bindings(parts.attachments, parts.hubs, bus.callers)
         asks = Asks(Authority(bus.call))
-        manager = Manager(parts.service, parts.lending, parts.resets, asks, bindings)
+        manager = Manager(
+            service=parts.service,
+            lending=parts.lending,
+            unbinding=parts.unbinding,
+            resets=parts.resets,
+            remotes=parts.remotes,
+            asks=asks,
+            bindings=bindings,
+        )
         tree = ObjectTree(bus.emit, manager.dispatch(), _machine_id(settings.paths.machine_id))
         parts.publish(tree)
         parts.remember(settings.descriptors)
@@ -124,7 +132,7 @@ class Daemon:
             await self._reload.wait()
             self._reload.clear()
             self._settings.notifier.reloading()
-            await parts.service.reload()
+            await parts.remotes.reload()
             self._settings.notifier.send("READY=1")
 
     async def _until_stopped(self, bus: Connection) -> str:

@@ -23,9 +23,6 @@ _BUSID = re.compile(r"[1-9][0-9]{0,3}-[1-9][0-9]{0,2}(\.[1-9][0-9]{0,2}){0,6}", 
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,63}", re.ASCII)
 _DRIVER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]{0,63}", re.ASCII)
 
-# Speeds in Mbit/s that drivers/usb/core/sysfs.c prints.
-SPEEDS = frozenset({1.5, 12.0, 480.0, 5000.0, 10000.0, 20000.0})
-
 
 class BadDevice(ValueError):
     """The text does not describe a USB device."""

@@ -30,3 +30,14 @@ async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
             log.info("while being cancelled: %s", task.exception())
         raise asyncio.CancelledError
     return task.result()
+
+
+async def ended(task: asyncio.Task[Any]) -> None:
+    """Wait until ``task`` has ended; cancelled meanwhile, cancel it, and wait all the same."""
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError:
+        task.cancel()
+        raise
+    finally:
+        await to_the_end(asyncio.wait([task]))

@@ -16,7 +16,7 @@ from usbipsshd.chooser import Chooser, attachable
 from usbipsshd.control import Session
 from usbipsshd.device import Device
 from usbipsshd.errors import Code, UsbipError
-from usbipsshd.finish import to_the_end
+from usbipsshd.finish import ended, to_the_end
 from usbipsshd.link import Link
 from usbipsshd.pattern import Pattern
 from usbipsshd.remoteusb import RemoteUsb
@@ -140,12 +140,8 @@ class HubLife:
     ) -> UsbipError | None:
         task = self._step = asyncio.create_task(step)
         try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError:
-            task.cancel()
-            raise
+            await ended(task)
         finally:
-            await to_the_end(_ended(task))
             self._step = None
         return None if task.cancelled() else task.result()
 
@@ -332,10 +328,6 @@ class HubLife:
     async def gone(self) -> None:
         """Wait until everything was given back."""
         await self._gone.wait()
-
-
-async def _ended(task: asyncio.Task[UsbipError | None]) -> None:
-    await asyncio.wait([task])
 
 
 def _plug(device: Device) -> Plug:

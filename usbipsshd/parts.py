@@ -29,6 +29,7 @@ from usbipsshd.localusb import LocalUsb
 from usbipsshd.matcher import Matcher
 from usbipsshd.memory import Memory
 from usbipsshd.ownkey import Key
+from usbipsshd.remotelist import RemoteList
 from usbipsshd.remotes import RemoteStore
 from usbipsshd.resets import Resets
 from usbipsshd.resetter import LocalResetter
@@ -39,6 +40,7 @@ from usbipsshd.status import Status
 from usbipsshd.takenports import TakenPorts
 from usbipsshd.takeover import TakeOver
 from usbipsshd.udev import Events
+from usbipsshd.unbinding import Unbinding
 from usbipsshd.usbids import UsbIds
 from usbipsshd.vhci import Vhci
 from usbipsshd.way import OwnKeys, Ways
@@ -123,10 +125,8 @@ class Parts:
             attachments=self.attachments,
             hubs=self.hubs,
             usb=usb,
-            exporter=exporter,
             ids=ids,
             chooser=chooser,
-            launcher=settings.launcher,
             drivers=drivers,
             checks=LocalChecks(
                 vhci,
@@ -142,6 +142,14 @@ class Parts:
             self.service, usb, chooser, LocalResetter(usb, exporter, events, paths.mountinfo)
         )
         self.lending = Lending(self.service, usb, chooser)
+        self.unbinding = Unbinding(self.service, usb, chooser, exporter)
+        self.remotes = RemoteList(
+            store=self._store,
+            links=self._links,
+            attachments=self.attachments,
+            hubs=self.hubs,
+            launcher=settings.launcher,
+        )
 
     def _sleep_waits(self) -> bool:
         return self.holds_sleep()

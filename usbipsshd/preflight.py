@@ -13,7 +13,7 @@ from usbipsshd.messages import BadPacket, Json, get_bool, get_int, get_str
 NAMES = 16
 """How many bus ids usbip-host's match_busid holds (drivers/usb/usbip/stub_main.c, MAX_BUSID)."""
 SOUND_KERNEL = (5, 1)
-"""Before, usbip-host's rebind did more with a pointer that may be stale (see agent.sh)."""
+"""Before, usbip-host's rebind did more with a pointer that may be stale (see agent.d)."""
 MAX_PORTS = 9999
 MODULE_STATES = frozenset({"loaded", "there", "missing"})
 FORWARDS = frozenset({"both", "unix", "tcp", "none", ""})

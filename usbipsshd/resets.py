@@ -69,16 +69,13 @@ class Resets:
         name = found.name
         unlisted = [] if found.listed else [Action.USE_UNLISTED_REMOTE]
         # Somebody else's attachment may be among what is found.
-        others = any(a.remote == name and a.owner_uid != asking.uid for a in service.attachments)
+        others = service.others_hold(name, asking.uid)
         await asking.require([*unlisted, Action.RESET], details(name), more=others)
         with service.links.kept(found, agent) as link:
             async with link.use() as session:
                 usb = RemoteUsb(session, name)
                 devices = await self._select(pattern, await usb.devices(), name)
-                attached = {d.busid: service.attachments.at(name, d.busid) for d in devices}
-                for attachment in attached.values():
-                    if attachment is not None:
-                        await service.may_detach(asking, attachment)
+                attached = await service.may_take(asking, name, devices)
                 for device in devices:
                     await self._reset_one(usb, device, attached[device.busid])
         return devices

@@ -87,11 +87,6 @@ class SeqPacket:
         """Whether :meth:`close` was called."""
         return self._sock.fileno() < 0
 
-    def peer_uid(self) -> int:
-        """The uid of the process at the other end when it connected (SO_PEERCRED)."""
-        data = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        return int(array.array("i", data)[1])
-
     async def send(self, packet: Packet, fds: Sequence[int] = ()) -> None:
         """Send one packet, whole; ``fds`` stay the caller's.
 

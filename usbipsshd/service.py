@@ -8,7 +8,6 @@ Every method says first what it needs to be allowed. No connection is made befor
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,23 +20,17 @@ from usbipsshd.descriptors import Summary
 from usbipsshd.device import Device, is_busid
 from usbipsshd.drivers import Drivers
 from usbipsshd.errors import Code, UsbipError
-from usbipsshd.exporter import LocalExporter
-from usbipsshd.hostkey import fetch_host_key
 from usbipsshd.hub import Hub
 from usbipsshd.hubs import Hubs
-from usbipsshd.launcher import Launcher
 from usbipsshd.link import Link
 from usbipsshd.links import Links, PassedAgent
 from usbipsshd.localchecks import LocalChecks
 from usbipsshd.localusb import LocalUsb
 from usbipsshd.pattern import Pattern
 from usbipsshd.preflight import Finding, Verdict, there
-from usbipsshd.remotes import Remote, RemoteStore, check_fingerprint, fingerprint
+from usbipsshd.remotes import Remote, RemoteStore
 from usbipsshd.remoteusb import RemoteUsb
 from usbipsshd.usbids import UsbIds
-
-log = logging.getLogger(__name__)
-
 
 EVERYTHING = "*"
 """What a question names where it is about a hub: in no language."""
@@ -114,10 +107,8 @@ class Service:
         attachments: Attachments,
         hubs: Hubs,
         usb: LocalUsb,
-        exporter: LocalExporter,
         ids: UsbIds,
         chooser: Chooser,
-        launcher: Launcher,
         drivers: Drivers,
         checks: LocalChecks,
         keep: Callable[[], bool],
@@ -127,10 +118,8 @@ class Service:
         self.attachments = attachments
         self.hubs = hubs
         self._usb = usb
-        self._exporter = exporter
         self._ids = ids
         self._chooser = chooser
-        self._launcher = launcher
         self.drivers = drivers
         self._checks = checks
         self._keep = keep
@@ -367,118 +356,25 @@ class Service:
     async def _owns(asking: Asking, owner_uid: int, about: Mapping[str, str]) -> bool:
         return owner_uid == asking.uid or await asking.may(Action.DETACH_OTHERS, about)
 
+    def others_hold(self, remote: str, uid: int) -> bool:
+        """Whether anything of a remote's is attached that is another user's."""
+        return any(a.remote == remote and a.owner_uid != uid for a in self.attachments)
+
+    async def may_take(
+        self, asking: Asking, remote: str, devices: Sequence[Device]
+    ) -> Mapping[str, Attachment | None]:
+        """What is attached of a remote's devices, if the caller may take it all; else raise."""
+        found = {d.busid: self.attachments.at(remote, d.busid) for d in devices}
+        for attachment in found.values():
+            if attachment is not None:
+                await self.may_detach(asking, attachment)
+        return found
+
     async def may_detach(self, asking: Asking, attachment: Attachment) -> None:
         """Return if the caller may take an attachment from its owner; else raise."""
         if attachment.owner_uid != asking.uid:
             about, _ = self.details_of(attachment.remote, attachment.device)
             await asking.require([Action.DETACH_OTHERS], about)
-
-    async def unbind(
-        self, asking: Asking, remote: str, pattern: str, agent: PassedAgent | None = None
-    ) -> list[str]:
-        """Give exported devices back to their own drivers; return their bus ids."""
-        parsed = Pattern.parse(pattern)
-        if not remote:
-            await asking.require([Action.UNBIND], details(""))
-            exported = await self._exported(parsed, self._usb.devices(), "This machine")
-            lent = [a for a in map(self.attachments.lent, (d.busid for d in exported)) if a]
-            for export in lent:
-                await self.may_detach(asking, export)
-            for export in lent:
-                await self.attachments.detach(export, asking.uid)
-            for device in exported:
-                if all(device.busid != export.device.busid for export in lent):
-                    await self._exporter.unbind(device.busid)
-            return [d.busid for d in exported]
-        found = self.store.find(remote)
-        name = found.name
-        unlisted = [] if found.listed else [Action.USE_UNLISTED_REMOTE]
-        actions = [*unlisted, Action.UNBIND]
-        # Somebody else's attachment may be among what is found.
-        others = any(a.remote == name and a.owner_uid != asking.uid for a in self.attachments)
-        await asking.require(actions, details(name), more=others)
-        with self.links.kept(found, agent) as link:
-            async with link.use() as session:
-                usb = RemoteUsb(session, name)
-                exported = await self._exported(parsed, await usb.devices(), name)
-                ours = {d.busid: self.attachments.at(name, d.busid) for d in exported}
-                for attachment in ours.values():
-                    if attachment is not None:
-                        await self.may_detach(asking, attachment)
-                for device in exported:
-                    attachment = ours[device.busid]
-                    if attachment is not None:
-                        self.hubs.leave_alone(attachment)
-                        await self.attachments.detach(attachment, asking.uid)
-                    await usb.unbind(device.busid)
-        return [d.busid for d in exported]
-
-    async def _exported(
-        self, pattern: Pattern, devices: Sequence[Device], where: str
-    ) -> list[Device]:
-        found = await self._chooser.select(pattern, devices)
-        if not found and not pattern.any:
-            raise UsbipError(
-                Code.DEVICE_NOT_FOUND,
-                f"{where} has no device that matches; list it to see what is there.",
-            )
-        return [d for d in found if d.exported]
-
-    async def add_remote(self, asking: Asking, name: str, options: Mapping[str, object]) -> Remote:
-        """List a remote."""
-        await asking.require([Action.MANAGE_REMOTES], details(name))
-        remote = self.store.add(name, options)
-        log.info("uid %d added the remote %s at %s", asking.uid, name, remote.address)
-        return remote
-
-    async def remove_remote(self, asking: Asking, name: str) -> None:
-        """Detach what a remote holds, and forget it."""
-        await asking.require([Action.MANAGE_REMOTES], details(name))
-        self.store.check_removable(name)
-        await self._let_go(name, asking.uid)
-        self.store.remove(name)
-        log.info("uid %d removed the remote %s", asking.uid, name)
-
-    async def _let_go(self, name: str, by: int) -> None:
-        """Detach what a remote holds, and close the connection to it."""
-        async with asyncio.TaskGroup() as group:
-            for hub in self.hubs:
-                if hub.remote == name:
-                    group.create_task(self.hubs.detach(hub, by))
-            for attachment in self.attachments:
-                if attachment.remote == name:
-                    group.create_task(self.attachments.detach(attachment, by))
-        await self.links.drop(name)
-
-    async def reload(self) -> None:
-        """Read root's files again. What is attached stays, but not from a remote that is gone."""
-        gone = self.store.reload()
-        self.links.follow(self.store)
-        for remote in gone:
-            log.info("the remote %s is listed no more", remote.name)
-            await self._let_go(remote.name, 0)
-        log.info("read the list of remotes again")
-
-    async def trust_host_key(self, asking: Asking, name: str, wanted: str) -> None:
-        """Pin a listed remote's host key, if it presents exactly this one now."""
-        check_fingerprint(wanted)
-        remote = self.store.listed(name)
-        await asking.require([Action.MANAGE_REMOTES], details(name))
-        key = await fetch_host_key(self._launcher, self.links.ways, remote, wanted)
-        try:
-            offered = fingerprint(key)
-        except ValueError:
-            raise UsbipError(
-                Code.FAILED, f"{name} presented something that is no host key."
-            ) from None
-        if offered != wanted:
-            raise UsbipError(
-                Code.HOST_KEY_MISMATCH,
-                f"{name} presents the host key {offered}, not the one given; nothing was trusted.",
-            )
-        self.store.pin(name, key)
-        log.info("uid %d trusts the host key %s of %s", asking.uid, wanted, name)
-        self.links.to(remote).forget_trouble()
 
     def _listed(self, remote: str, device: Device) -> Listed:
         state = "exported" if device.exported else "available"

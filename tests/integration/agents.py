@@ -23,12 +23,6 @@ SHELLS = ("dash", "bash", "busybox sh")
 TOKEN = "0123456789abcdef" * 2
 SECONDS = 30.0
 CONNECTORS = ("perl", "python3", "socat", "ncat", "bash", "busybox")
-EXPORT = (
-    ("usb/unbind", "1-1"),
-    ("usbip-host/match_busid", "add 1-1"),
-    ("usbip-host/bind", "1-1"),
-)
-"""What usbip(8) writes to export 1-1, by files of the drivers' folder."""
 
 
 class Agent:
@@ -163,24 +157,47 @@ def bind_request(pi: FakeKernel, busid: str, device: FakeDevice, unmount: int = 
     return f"bind {busid} {ids} {unmount}"
 
 
-def connect(agent: Agent, busid: str, kind: str, folder: Path) -> socket.socket:
-    """Have a connector connect; the end that ssh would forward. ``kind`` may end in ``/tcp``."""
+def write_to_drivers(pi: FakeKernel, *writes: str) -> None:
+    """Write as another program would: each ``FILE TEXT``, FILE below the drivers' folder."""
+    for write in writes:
+        file, _, text = write.partition(" ")
+        (pi.root / "bus/usb/drivers" / file).write_text(text)
+
+
+def export_as_usbip_does(pi: FakeKernel, busid: str) -> None:
+    """What usbip(8) writes to export a device."""
+    write_to_drivers(
+        pi, f"usb/unbind {busid}", f"usbip-host/match_busid add {busid}", f"usbip-host/bind {busid}"
+    )
+
+
+def reached(agent: Agent, request: str, kind: str, place: Path) -> tuple[str, socket.socket]:
+    """Send a request that has a connector connect, to ``place`` if it can.
+
+    Its tag, and the end that ssh would forward. ``kind`` may end in ``/tcp``.
+    """
     kind, _, way = kind.partition("/")
     if kind in ("bash", "busybox") or way:
         listener = socket.create_server(("127.0.0.1", 0))
         address = str(listener.getsockname()[1])
     else:
         listener = socket.socket(socket.AF_UNIX)
-        address = str(folder / f"socket-{busid}")
+        address = str(place)
         listener.bind(address)
         listener.listen()
     with listener:
         listener.settimeout(SECONDS)
-        tag = agent.start(f"connect {busid} {kind} {address} {TOKEN}")
+        tag = agent.start(f"{request} {kind} {address} {TOKEN}")
         end, _ = listener.accept()
-        assert agent.answers([tag]) == [[b"ok"]]
     end.settimeout(SECONDS)
     assert end.recv(33, socket.MSG_WAITALL) == TOKEN.encode() + b"\n"
+    return tag, end
+
+
+def connect(agent: Agent, busid: str, kind: str, folder: Path) -> socket.socket:
+    """Have an exported device connected; the other end."""
+    tag, end = reached(agent, f"connect {busid}", kind, folder / f"socket-{busid}")
+    assert agent.answers([tag]) == [[b"ok"]]
     return end
 
 

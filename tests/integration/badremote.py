@@ -23,11 +23,6 @@ def flood() -> None:
         os.write(1, b"x" * 65536)
 
 
-def wait_for_end() -> None:
-    while os.read(0, 65536):
-        pass
-
-
 def main() -> int:
     mode, point = sys.argv[1:3]
     if mode == "instead":

@@ -70,8 +70,6 @@ def agent(shared: World) -> Iterator[PersonsAgent]:
 def w(shared: World) -> Iterator[World]:
     files, tasks = shared.descriptors(), len(shared.tasks())
     yield shared
-    for hub in [p for p in shared.objects() if "/hub/" in p]:
-        shared.call(0, "Detach", "sa{sv}", hub, "0")
     shared.detach_all()
     # Nothing of it is left: no connection, no descriptor, nobody who waits.
     wait_until(lambda: not shared.sessions(), "a session stays", 30)

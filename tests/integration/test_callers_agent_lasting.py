@@ -34,10 +34,6 @@ def shared() -> Iterator[World]:
 @pytest.fixture
 def w(shared: World) -> Iterator[World]:
     yield shared
-    if shared.daemon is None:
-        shared.start_daemon()
-    for hub in [p for p in shared.objects() if "/hub/" in p]:
-        shared.call(0, "Detach", "sa{sv}", hub, "0")
     shared.detach_all()
     wait_until(lambda: not shared.sessions(), "a session stays", 30)
     assert shared.systemd is not None

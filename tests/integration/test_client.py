@@ -13,7 +13,8 @@ import pytest
 from fakekernel import KEYBOARD, STICK
 from integration.world import ALICE, BOB, ROOT, World, world
 
-from usbipsshd.client.daemon import Client, ClientError
+from usbipsshd.client.daemon import Client
+from usbipsshd.client.errors import ClientError
 from usbipsshd.client.snapshot import Snapshot
 
 SECONDS = 30.0
@@ -31,14 +32,8 @@ def w(shared: World) -> Iterator[World]:
     for busid, device in {"2-1": STICK, "1-1": KEYBOARD}.items():
         shared.pi.plug(busid, device)
     yield shared
-    if shared.daemon is None:
-        shared.start_daemon()
-    for hub in [p for p in shared.objects() if "/hub/" in p]:
-        shared.call(0, "Detach", "sa{sv}", hub, "0")
     shared.detach_all()
-    for busid in ("2-1", "1-1"):
-        if busid in shared.pi.state()["devices"]:
-            shared.pi.unplug(busid)
+    shared.unplug_all()
 
 
 @asynccontextmanager

@@ -46,15 +46,9 @@ def w(shared: World) -> Iterator[World]:
     for busid, device in PORTS.items():
         shared.pi.plug(busid, device)
     yield shared
-    if shared.daemon is None:
-        shared.start_daemon()
-    for hub in [p for p in shared.objects() if "/hub/" in p]:
-        shared.call(0, "Detach", "sa{sv}", hub, "0")
     shared.detach_all()
     shared.check_clean()
-    for busid in reversed(PORTS):
-        if busid in shared.pi.state()["devices"]:
-            shared.pi.unplug(busid)
+    shared.unplug_all()
 
 
 def line(w: World, uid: int, *words: str) -> tuple[list[str], dict[str, str]]:

@@ -22,13 +22,9 @@ def shared() -> Iterator[World]:
 
 @pytest.fixture
 def w(shared: World) -> Iterator[World]:
-    if shared.daemon is None:
-        shared.start_daemon()
     shared.desk.plug("2-1", STICK)
     shared.desk.plug("1-1", KEYBOARD)
     yield shared
-    if shared.daemon is None:
-        shared.start_daemon()
     shared.detach_all()
     assert shared.attachments() == []
     shared.check_clean()

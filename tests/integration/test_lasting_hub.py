@@ -43,9 +43,7 @@ def w(shared: World) -> Iterator[World]:
         shared.pi.fail(operation, times=0)
     shared.detach_all()
     shared.check_clean()
-    for busid in shared.pi.state()["devices"]:
-        if not busid.startswith("usb"):
-            shared.pi.unplug(busid)
+    shared.unplug_all()
 
 
 def attach_all(w: World, pattern: str = "", uid: int = ALICE) -> str:

@@ -48,9 +48,7 @@ def w(shared: World) -> Iterator[World]:
     shared.pi.delay("bind 2-1", 0)
     shared.detach_all()
     shared.check_clean()
-    for busid in shared.pi.state()["devices"]:
-        if not busid.startswith("usb"):
-            shared.pi.unplug(busid)
+    shared.unplug_all()
 
 
 def told(w: World, path: str, name: str) -> object:

@@ -50,15 +50,9 @@ def w(shared: World) -> Iterator[World]:
     for busid, device in {"2-1": STICK, "1-1": KEYBOARD}.items():
         shared.pi.plug(busid, device)
     yield shared
-    if shared.daemon is None:
-        shared.start_daemon()
-    for hub in hubs(shared):
-        shared.call(0, "Detach", "sa{sv}", hub, "0")
     shared.detach_all()
     shared.check_clean()
-    for busid in ("2-1", "1-1"):
-        if busid in shared.pi.state()["devices"]:
-            shared.pi.unplug(busid)
+    shared.unplug_all()
 
 
 def hubs(w: World) -> list[str]:

@@ -34,20 +34,14 @@ def shared() -> Iterator[World]:
 
 @pytest.fixture
 def w(shared: World) -> Iterator[World]:
-    if shared.daemon is None:
-        shared.start_daemon()
     for busid, device in {"2-1": STICK, "1-1": KEYBOARD, "1-2": SERIAL_ADAPTER}.items():
         shared.pi.plug(busid, device)
     yield shared
-    if shared.daemon is None:
-        shared.start_daemon()
     shared.detach_all()
     assert shared.attachments() == []
     shared.check_clean()
     assert not (shared.folder / "state/persistent.json").exists()
-    for busid in shared.pi.state()["devices"]:
-        if not busid.startswith("usb"):
-            shared.pi.unplug(busid)
+    shared.unplug_all()
 
 
 def values(w: World, path: str) -> dict[str, Any]:

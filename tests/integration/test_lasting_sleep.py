@@ -89,13 +89,9 @@ def w(shared: World) -> Iterator[World]:
         shared.pi.plug(busid, device)
     yield shared
     shared.pi.fail("bind 1-1", times=0)
-    for hub in [p for p in shared.objects() if "/hub/" in p]:
-        shared.call(0, "Detach", "sa{sv}", hub, "0")
     shared.detach_all()
     shared.check_clean()
-    for busid in PORTS:
-        if busid in shared.pi.state()["devices"]:
-            shared.pi.unplug(busid)
+    shared.unplug_all()
 
 
 def state(w: World, path: str) -> object:

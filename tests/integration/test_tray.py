@@ -32,10 +32,6 @@ def shared() -> Iterator[World]:
 @pytest.fixture
 def w(shared: World) -> Iterator[World]:
     yield shared
-    if shared.daemon is None:
-        shared.start_daemon()
-    for hub in [p for p in shared.objects() if "/hub/" in p]:
-        shared.call(0, "Detach", "sa{sv}", hub, "0")
     shared.detach_all()
     shared.check_clean()
 

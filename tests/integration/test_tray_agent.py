@@ -26,8 +26,6 @@ def shared() -> Iterator[World]:
 @pytest.fixture
 def w(shared: World) -> Iterator[World]:
     yield shared
-    for hub in [p for p in shared.objects() if "/hub/" in p]:
-        shared.call(0, "Detach", "sa{sv}", hub, "0")
     shared.detach_all()
     shared.check_clean()
     wait_until(lambda: not shared.sessions(), "a session stays", 30)

@@ -16,7 +16,7 @@ from usbipssh_tray.actions import Detach, Retry
 from usbipssh_tray.notices import NAME, PATH, Notices
 from usbipsshd.bus.values import BusError, Reply
 from usbipsshd.client.bus import BUS, BUS_PATH, Asked, Bus
-from usbipsshd.client.daemon import ClientError
+from usbipsshd.client.errors import ClientError
 from usbipsshd.client.snapshot import Attachment, Manager, Remote, Snapshot
 
 SECONDS = 30.0

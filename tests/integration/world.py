@@ -244,8 +244,16 @@ class World:
         return path
 
     def detach_all(self) -> None:
-        """Detach everything, whoever attached it."""
+        """Detach everything, hubs too, whoever attached it; starts a daemon where there is none."""
+        if self.daemon is None:
+            self.start_daemon()
         self.call(0, "Detach", "sa{sv}", "all", "0")
+
+    def unplug_all(self) -> None:
+        """Pull out what is plugged in on pi."""
+        for busid in self.pi.state()["devices"]:
+            if not busid.startswith("usb") and busid in self.pi.state()["devices"]:
+                self.pi.unplug(busid)
 
     def check_clean(self, seconds: float = 10, *, held: bool = False) -> None:
         """Nothing is left of anything, on either machine; waits ``seconds`` for that.

@@ -48,9 +48,6 @@ def test_nothing_comes_back_from_the_dead(event: Event) -> None:
     assert next_state(State.GONE, event) is State.GONE
 
 
-Step = Callable[[], Awaitable[None]]
-
-
 class Story:
     """A life with steps that can be held, let go and made to fail."""
 

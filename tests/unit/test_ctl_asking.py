@@ -10,7 +10,8 @@ from typing import cast
 
 import pytest
 
-from usbipsshd.client.daemon import Client, ClientError
+from usbipsshd.client.daemon import Client
+from usbipsshd.client.errors import ClientError
 from usbipsshd.ctl.asking import Asking, Call
 from usbipsshd.ctl.terminal import Terminal
 

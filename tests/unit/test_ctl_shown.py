@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from usbipsshd.client.daemon import ClientError
+from usbipsshd.client.errors import ClientError
 from usbipsshd.client.snapshot import Attachment, Device, Hub, Interface, Manager, Remote, Snapshot
 from usbipsshd.ctl.arguments import parser
 from usbipsshd.ctl.columns import remotes, status, table

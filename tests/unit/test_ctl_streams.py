@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from usbipsshd.client.daemon import ClientError
+from usbipsshd.client.errors import ClientError
 from usbipsshd.client.snapshot import Manager, Remote, Snapshot
 from usbipsshd.ctl.hints import advised
 

@@ -41,7 +41,8 @@ def called(member: str, texts: dict[int, str], options: dict[str, object]) -> Ma
         "remove_remote", "trust_host_key", "detach_target", "export", "reset",
     ):  # fmt: skip
         setattr(service, name, AsyncMock(return_value=MagicMock()))
-    served = Manager(service, service, service, MagicMock(), MagicMock())
+    works = dict.fromkeys(("service", "lending", "unbinding", "resets", "remotes"), service)
+    served = Manager(**works, asks=MagicMock(), bindings=MagicMock())
     takes = contract.load().interfaces[MANAGER].methods[member].takes
     arguments: list[object] = [texts.get(n, "pi") for n in range(len(takes.removesuffix("a{sv}")))]
     call = Call(

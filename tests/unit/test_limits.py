@@ -152,10 +152,6 @@ def test_so_many_connections_at_a_time() -> None:
                 async with link.use():
                     raise AssertionError("there is no session")
 
-            async def is_refused(waiting: asyncio.Task[None], about: str) -> None:
-                with refused(Code.LIMITS_EXCEEDED, about):
-                    await asyncio.shield(waiting)
-
             async def check(number: int, *, listed: bool, about: str) -> None:
                 link = table.to(Remote(f"pi{number}", HOME, listed=listed))
                 with refused(Code.LIMITS_EXCEEDED, about):

@@ -26,8 +26,10 @@ from usbipsshd.errors import Code, UsbipError
 from usbipsshd.hub import Hub
 from usbipsshd.lending import Lending
 from usbipsshd.links import PassedAgent
+from usbipsshd.remotelist import RemoteList
 from usbipsshd.resets import Resets
 from usbipsshd.service import AttachOptions, HubOptions, Service
+from usbipsshd.unbinding import Unbinding
 
 MANAGER = "org.usbipssh1.Manager"
 ATTACHMENT = "org.usbipssh1.Attachment"
@@ -106,15 +108,20 @@ class Manager:
 
     def __init__(
         self,
+        *,
         service: Service,
         lending: Lending,
+        unbinding: Unbinding,
         resets: Resets,
+        remotes: RemoteList,
         asks: Asks,
         bindings: Bindings,
     ) -> None:
         self._service = service
         self._lending = lending
+        self._unbinding = unbinding
         self._resets = resets
+        self._remotes = remotes
         self._bindings = bindings
         self._asking = asks
 
@@ -222,7 +229,7 @@ class Manager:
     async def _unbind(self, call: Call) -> Sequence[object]:
         remote, pattern = _text(call.args[0]), _text(call.args[1])
         agent = _agent(call, options(call.args[2], _CONNECT))
-        return (await self._service.unbind(self._asks(call), remote, pattern, agent),)
+        return (await self._unbinding.unbind(self._asks(call), remote, pattern, agent),)
 
     async def _reset(self, call: Call) -> Sequence[object]:
         remote, pattern = _text(call.args[0]), _text(call.args[1])
@@ -240,19 +247,19 @@ class Manager:
         given = options(call.args[1], _ADD_REMOTE)
         for key in ("address", "label"):
             _text(given.get(key, ""))
-        remote = await self._service.add_remote(self._asks(call), name, given)
+        remote = await self._remotes.add_remote(self._asks(call), name, given)
         return (remote_path(remote.name),)
 
     async def _remove_remote(self, call: Call) -> Sequence[object]:
         name = _text(call.args[0])
         options(call.args[1], _NOTHING)
-        await self._service.remove_remote(self._asks(call), name)
+        await self._remotes.remove_remote(self._asks(call), name)
         return ()
 
     async def _trust_host_key(self, call: Call) -> Sequence[object]:
         name, wanted = _text(call.args[0]), _text(call.args[1])
         options(call.args[2], _NOTHING)
-        await self._service.trust_host_key(self._asks(call), name, wanted)
+        await self._remotes.trust_host_key(self._asks(call), name, wanted)
         return ()
 
     async def _detach_attachment(self, call: Call) -> Sequence[object]:

@@ -1,43 +1,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The daemon as its clients see it: what it publishes now, and what can be asked of it.
-
-Nothing polls: :attr:`Client.snapshot` follows the daemon's signals. The daemon may be absent, may
-come and be restarted at any time; looking does not start it, asking for something does.
-"""
+"""The daemon as its clients see it: what it publishes now, and what can be asked of it."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
-import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
 
-from usbipsshd.bus.connection import SYSTEM_BUS
 from usbipsshd.bus.values import BusError, Disconnected, Variant
-from usbipsshd.client.bus import BUS, BUS_PATH, Bus, Signal
-from usbipsshd.client.snapshot import (
-    ROOT,
-    Attachment,
-    Device,
-    Hub,
-    Manager,
-    Remote,
-    Snapshot,
-    from_properties,
-)
+from usbipsshd.client.errors import ClientError, explained
+from usbipsshd.client.follower import ATTACHMENT, MANAGER, NAME, PROPERTIES, Follower
+from usbipsshd.client.snapshot import ROOT, Device, from_properties
 from usbipsshd.client.sshagent import SshAgent, Use
 
 log = logging.getLogger(__name__)
-
-NAME = "org.usbipssh1"
-MANAGER = "org.usbipssh1.Manager"
-ATTACHMENT = "org.usbipssh1.Attachment"
-HUB = "org.usbipssh1.Hub"
-REMOTE = "org.usbipssh1.Remote"
-PROPERTIES = "org.freedesktop.DBus.Properties"
-OBJECT_MANAGER = "org.freedesktop.DBus.ObjectManager"
 
 START_SECONDS = 60.0
 """For a call that may have to start the daemon, or opens a connection to a remote."""
@@ -45,200 +20,14 @@ ATTACH_SECONDS = 120.0
 QUESTION_SECONDS = 330.0
 """More, where a person may be asked for a password: polkit's question ends after 300 s."""
 
-_Object = Remote | Attachment | Hub
-_KINDS: Mapping[str, type[_Object]] = {ATTACHMENT: Attachment, HUB: Hub, REMOTE: Remote}
-_O = TypeVar("_O", Remote, Attachment, Hub)
 
-
-class ClientError(Exception):
-    """What the daemon or the bus answered: ``name`` is the D-Bus error, the text for people."""
-
-    def __init__(self, name: str, message: str) -> None:
-        super().__init__(message)
-        self.name = name
-        self.message = message
-
-    @property
-    def code(self) -> str:
-        """The last part of the name, such as DeviceNotFound."""
-        return self.name.rpartition(".")[2]
-
-
-class Client:
-    """Talks to the daemon. :meth:`connect` first, :meth:`close` at the end."""
+class Client(Follower):
+    """Also asks the daemon for things, which starts it if it does not run."""
 
     def __init__(self, address: str = "", ssh_agent: SshAgent = SshAgent()) -> None:  # noqa: B008
         """``ssh_agent`` is passed along to remotes, as it says itself."""
+        super().__init__(address)
         self._ssh_agent = ssh_agent
-        self._address = address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", "") or SYSTEM_BUS
-        self._bus: Bus | None = None
-        self._owner = ""
-        self._manager = Manager()
-        self._objects: dict[str, _Object] = {}
-        self._loaded = False
-        self._listeners: list[Callable[[], None]] = []
-        self._plug_listeners: list[Callable[[str], None]] = []
-        self._news = asyncio.Event()
-        self._loading: asyncio.Task[None] | None = None
-        self.snapshot = Snapshot()
-        """What the daemon publishes now."""
-
-    # Life
-
-    async def connect(self) -> None:
-        """Connect to the bus and learn what there is; raise :exc:`ClientError` without a bus."""
-        self._bus = Bus(self._address)
-        try:
-            await self._bus.connect()
-            self._bus.listen(self._signal)
-            await self._bus.subscribe(
-                sender=BUS, path=BUS_PATH, interface=BUS, member="NameOwnerChanged", arg0=NAME
-            )
-            await self._bus.subscribe(sender=NAME)
-            self._owner = await self._bus.owner(NAME)
-            if self._owner:
-                await self._load()
-        except (BusError, Disconnected, TimeoutError) as error:
-            await self._bus.close()
-            raise _client_error(error) from error
-
-    async def close(self) -> None:
-        """End the connection."""
-        if self._loading is not None:
-            self._loading.cancel()
-            await asyncio.wait([self._loading])
-        if self._bus is not None:
-            await self._bus.close()
-
-    async def disconnected(self) -> None:
-        """Wait until the bus is gone."""
-        assert self._bus is not None
-        await asyncio.shield(self._bus.gone)
-
-    # What it publishes
-
-    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Call ``listener`` whenever :attr:`snapshot` has changed; returns what ends that."""
-        self._listeners.append(listener)
-        return lambda: self._listeners.remove(listener)
-
-    def listen_to_plugs(self, listener: Callable[[str], None]) -> Callable[[], None]:
-        """Call ``listener`` with a remote's name when something was plugged in or out there."""
-        self._plug_listeners.append(listener)
-        return lambda: self._plug_listeners.remove(listener)
-
-    async def wait_until(
-        self, condition: Callable[[Snapshot], bool], seconds: float | None
-    ) -> Snapshot:
-        """The first snapshot for which ``condition`` holds; raise :exc:`TimeoutError`.
-
-        Without ``seconds`` it waits for as long as it takes.
-        """
-        async with asyncio.timeout(seconds):
-            while not condition(self.snapshot):
-                self._news.clear()
-                await self._news.wait()
-        return self.snapshot
-
-    async def _load(self) -> None:
-        """Learn everything anew; what comes after the answers is told by signals."""
-        assert self._bus is not None
-        owner = self._owner
-
-        def objects(body: tuple[object, ...]) -> None:
-            tables = body[0] if body and isinstance(body[0], dict) else {}
-            self._objects = {}
-            for path, interfaces in tables.items():
-                self._add(path, interfaces)
-            self._loaded = True
-
-        def manager(body: tuple[object, ...]) -> None:
-            if body and isinstance(body[0], dict):
-                self._manager = from_properties(Manager, body[0], Manager())
-
-        self._loaded = False
-        await self._bus.call(
-            NAME, ROOT, PROPERTIES, "GetAll", "s", [MANAGER], start=False, at_once=manager
-        )
-        await self._bus.call(
-            NAME, ROOT, OBJECT_MANAGER, "GetManagedObjects", start=False, at_once=objects
-        )
-        if owner == self._owner:
-            self._changed()
-
-    def _signal(self, signal: Signal) -> None:
-        if (signal.sender, signal.member) == (BUS, "NameOwnerChanged"):
-            if signal.body and signal.body[0] == NAME:
-                self._owner_changed(str(signal.body[2]))
-            return
-        # A signal that is sent to us alone passes every rule, so the sender is looked at here.
-        if not self._owner or signal.sender != self._owner:
-            return
-        match signal.member, signal.body:
-            case "InterfacesAdded", (str(path), dict(interfaces)):
-                self._add(path, interfaces)
-            case "InterfacesRemoved", (str(path), list()):
-                self._objects.pop(path, None)
-            case "PropertiesChanged", (str(interface), dict(values), list()):
-                self._change(signal.path, interface, values)
-            case "DevicesChanged", ():
-                found = self._objects.get(signal.path)
-                if isinstance(found, Remote):
-                    for listener in list(self._plug_listeners):
-                        listener(found.name)
-                return
-            case _:
-                return
-        if self._loaded:
-            self._changed()
-
-    def _owner_changed(self, owner: str) -> None:
-        self._owner = owner
-        self._objects = {}
-        self._manager = Manager()
-        self._loaded = False
-        if self._loading is not None:
-            self._loading.cancel()
-            self._loading = None
-        if owner:
-            self._loading = asyncio.create_task(self._load_again(), name="load")
-        self._changed()
-
-    async def _load_again(self) -> None:
-        # If it went meanwhile, that is told, too.
-        with contextlib.suppress(BusError, Disconnected, TimeoutError):
-            await self._load()
-
-    def _add(self, path: str, interfaces: Mapping[str, object]) -> None:
-        for interface, values in interfaces.items():
-            kind = _KINDS.get(interface)
-            if kind is not None and isinstance(values, dict):
-                self._objects[path] = _made(kind, path, values)
-
-    def _change(self, path: str, interface: str, values: Mapping[str, object]) -> None:
-        if path == ROOT and interface == MANAGER:
-            self._manager = from_properties(Manager, values, self._manager)
-            return
-        found = self._objects.get(path)
-        if found is not None and _KINDS.get(interface) is type(found):
-            self._objects[path] = _updated(found, values)
-
-    def _changed(self) -> None:
-        def of(kind: type[_O]) -> list[_O]:
-            return [each for each in self._objects.values() if isinstance(each, kind)]
-
-        self.snapshot = Snapshot(
-            present=bool(self._owner),
-            manager=self._manager,
-            remotes=tuple(sorted(of(Remote), key=lambda r: r.name)),
-            attachments=tuple(sorted(of(Attachment), key=_number)),
-            hubs=tuple(sorted(of(Hub), key=_number)),
-        )
-        self._news.set()
-        for listener in list(self._listeners):
-            listener()
-
-    # What can be asked of it
 
     async def _ask(
         self,
@@ -267,7 +56,7 @@ class Client:
                 fds=fds,
             )
         except (BusError, Disconnected, TimeoutError) as error:
-            raise _client_error(error) from error
+            raise explained(error) from error
 
     async def _ask_there(
         self,
@@ -420,15 +209,17 @@ class Client:
 
     async def unbind(self, remote: str, pattern: str, *, interactive: bool = False) -> list[str]:
         """Unbind; the bus ids of what was given back."""
-        answer = await self._ask_there(
-            "Unbind", [remote, pattern], interactive=interactive, seconds=ATTACH_SECONDS
-        )
-        return [str(busid) for busid in answer[0]] if isinstance(answer[0], list) else []
+        return await self._busids("Unbind", remote, pattern, interactive=interactive)
 
     async def reset(self, remote: str, pattern: str, *, interactive: bool = False) -> list[str]:
         """Reset; the bus ids of what was reset."""
+        return await self._busids("Reset", remote, pattern, interactive=interactive)
+
+    async def _busids(
+        self, member: str, remote: str, pattern: str, *, interactive: bool
+    ) -> list[str]:
         answer = await self._ask_there(
-            "Reset", [remote, pattern], interactive=interactive, seconds=ATTACH_SECONDS
+            member, [remote, pattern], interactive=interactive, seconds=ATTACH_SECONDS
         )
         return [str(busid) for busid in answer[0]] if isinstance(answer[0], list) else []
 
@@ -472,23 +263,6 @@ class Client:
         await self._ask("TrustHostKey", "ssa{sv}", [name, fingerprint, {}], interactive=interactive)
 
 
-def _made(kind: type[_Object], path: str, values: Mapping[str, object]) -> _Object:
-    return _updated(kind(path=path), values)
-
-
-def _updated(found: _Object, values: Mapping[str, object]) -> _Object:
-    if isinstance(found, Remote):
-        return from_properties(Remote, values, found)
-    if isinstance(found, Hub):
-        return from_properties(Hub, values, found)
-    return from_properties(Attachment, values, found)
-
-
-def _number(one: Attachment | Hub) -> int:
-    last = one.path.rpartition("/")[2]
-    return int(last) if last.isascii() and last.isdigit() else 0
-
-
 def _devices(answer: Sequence[object]) -> list[Device]:
     found = answer[0] if isinstance(answer[0], list) else []
     return [from_properties(Device, each) for each in found if isinstance(each, dict)]
@@ -496,27 +270,3 @@ def _devices(answer: Sequence[object]) -> list[Device]:
 
 def _variants(options: Mapping[str, bool | int]) -> dict[str, Variant]:
     return {k: Variant("b" if isinstance(v, bool) else "q", v) for k, v in options.items()}
-
-
-_WORDS = {
-    "ServiceUnknown": "usbipsshd is not installed here, or cannot be started; "
-    "journalctl -u usbipsshd says why.",
-    "NameHasNoOwner": "usbipsshd does not run.",
-    "NoReply": "usbipsshd went away in the middle; try again.",
-}
-"""What a bus says for a service that is not there, for people."""
-
-
-def _client_error(error: BusError | Disconnected | TimeoutError) -> ClientError:
-    if isinstance(error, BusError):
-        last = error.name.rpartition(".")[2]
-        if error.name.startswith("org.freedesktop.DBus.Error.Spawn"):
-            last = "ServiceUnknown"
-        return ClientError(error.name, _WORDS.get(last, error.message))
-    if isinstance(error, TimeoutError):
-        return ClientError(
-            "org.freedesktop.DBus.Error.NoReply", "usbipsshd did not answer in time; try again."
-        )
-    return ClientError(
-        "org.freedesktop.DBus.Error.Disconnected", "There is no system bus to talk to usbipsshd."
-    )

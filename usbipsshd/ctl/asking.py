@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from typing import TypeVar
 
-from usbipsshd.client.daemon import Client, ClientError
+from usbipsshd.client.daemon import Client
+from usbipsshd.client.errors import ClientError
 from usbipsshd.client.snapshot import Snapshot
 from usbipsshd.ctl.terminal import Terminal
 

@@ -9,7 +9,8 @@ import json
 import time
 from dataclasses import asdict
 
-from usbipsshd.client.daemon import Client, ClientError
+from usbipsshd.client.daemon import Client
+from usbipsshd.client.errors import ClientError
 from usbipsshd.client.snapshot import Attachment, Device, Snapshot
 from usbipsshd.ctl import columns, events, instance
 from usbipsshd.ctl.arguments import parser

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from usbipsshd.client.daemon import ClientError
+from usbipsshd.client.errors import ClientError
 
 
 class Exit(IntEnum):

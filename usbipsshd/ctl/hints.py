@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from usbipsshd.client.daemon import ClientError
+from usbipsshd.client.errors import ClientError
 from usbipsshd.client.snapshot import Snapshot
 
 

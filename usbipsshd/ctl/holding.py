@@ -9,7 +9,8 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from usbipsshd.client.daemon import Client, ClientError
+from usbipsshd.client.daemon import Client
+from usbipsshd.client.errors import ClientError
 from usbipsshd.client.snapshot import Attachment, Hub, Snapshot
 from usbipsshd.ctl.exitcodes import Exit
 from usbipsshd.notify import Notifier

@@ -10,7 +10,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from usbipsshd.client.daemon import Client, ClientError
+from usbipsshd.client.daemon import Client
+from usbipsshd.client.errors import ClientError
 from usbipsshd.client.sshagent import SshAgent, Use
 from usbipsshd.ctl import streams
 from usbipsshd.ctl.arguments import parser

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What carries an export's bytes: the one part that knows how they travel.
+"""What carries a device's bytes: the one part that knows how they travel.
 
-:class:`Carrier` is all that :mod:`usbipsshd.session.exports` knows of it. The
+:class:`Carrier` is all that exports and loans (:mod:`usbipsshd.session.held`) know of it. The
 carrier here forwards a socket through the ssh connection: the remote's sshd
 listens in the agent's folder (or, for a connector that can only do TCP, on its loopback), the
 agent's connector connects there and shows a one-time token, and that connection is
@@ -44,7 +44,7 @@ _Channel = asyncssh.SSHUNIXChannel[bytes] | asyncssh.SSHTCPChannel[bytes]
 
 
 class Carrier(Protocol):
-    """Carries the bytes of one export."""
+    """Carries the bytes of one device."""
 
     connector: str
     address: str

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from fakekernel import HUB, SERIAL_ADAPTER, FakeKernel
-from integration.agents import EXPORT, Agent, bind_request, connect, parse
+from integration.agents import Agent, bind_request, connect, export_as_usbip_does, parse
 
 
 @pytest.mark.parametrize(
@@ -107,8 +107,7 @@ def test_the_same_device_many_times(agent: Agent, pi: FakeKernel) -> None:
 @pytest.mark.parametrize("status", [1, 3])
 def test_a_stale_export_is_taken_over(agent: Agent, pi: FakeKernel, status: int) -> None:
     pi.plug("1-1", SERIAL_ADAPTER)
-    for file, text in EXPORT:
-        (pi.root / "bus/usb/drivers" / file).write_text(text)
+    export_as_usbip_does(pi, "1-1")
     pi.set_usbip_status("1-1", status)
     agent.bind(pi, "1-1", SERIAL_ADAPTER)
     assert pi.state()["devices"]["1-1"]["usbip_status"] == 1
@@ -118,8 +117,7 @@ def test_unbind_gives_back_what_anybody_exported(agent: Agent, pi: FakeKernel) -
     pi.plug("1-1", SERIAL_ADAPTER)
     assert agent.ask("unbind 1-1") == [b"ok"]
     assert pi.state()["log"] == []
-    for file, text in EXPORT:
-        (pi.root / "bus/usb/drivers" / file).write_text(text)
+    export_as_usbip_does(pi, "1-1")
     assert agent.ask("unbind 1-1") == [b"ok"]
     pi.check_clean()
     assert pi.state()["devices"]["1-1"]["driver"] == "usb"

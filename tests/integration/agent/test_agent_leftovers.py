@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from fakekernel import KEYBOARD, SERIAL_ADAPTER, FakeKernel
-from integration.agents import EXPORT, Agent, check_given_back, export_two
+from integration.agents import Agent, check_given_back, export_as_usbip_does, export_two
 
 
 def _kill(agent: Agent, spared: str = "") -> None:
@@ -49,8 +49,7 @@ def test_what_is_left_when_all_but_a_keeper_are_killed(shell: str, pi: FakeKerne
 def test_a_fresh_agent_finds_what_a_killed_one_left(shell: str, pi: FakeKernel) -> None:
     pi.plug("1-7", KEYBOARD)
     pi.plug("1-8", KEYBOARD)
-    for file, text in EXPORT:
-        (pi.root / "bus/usb/drivers" / file).write_text(text.replace("1-1", "1-7"))
+    export_as_usbip_does(pi, "1-7")
     killed, living, fresh = (Agent(shell, pi.root) for _ in range(3))
     try:
         folder, end = export_two(killed, pi)
@@ -95,8 +94,7 @@ def test_a_device_wanted_at_once_that_a_killed_agent_left(shell: str, pi: FakeKe
 
 def test_folders_that_are_not_ours_stay(agent: Agent, pi: FakeKernel) -> None:
     pi.plug("1-1", SERIAL_ADAPTER)
-    for file, text in EXPORT:
-        (pi.root / "bus/usb/drivers" / file).write_text(text)
+    export_as_usbip_does(pi, "1-1")
     folder = Path(tempfile.mkdtemp(prefix="usbipssh.", dir="/run"))
     try:
         (folder / "held").mkdir()

@@ -5,16 +5,22 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from fakekernel import KEYBOARD, STICK, FakeDevice, FakeKernel
-from integration.agents import SECONDS, SHELLS, TOKEN, Agent, parse
+from integration.agents import (
+    CONNECTORS,
+    SECONDS,
+    TOKEN,
+    Agent,
+    export_as_usbip_does,
+    parse,
+    reached,
+)
 
-KINDS = ("perl", "python3", "socat", "ncat", "bash", "busybox")
 HIGH, SUPER = 3, 5
 
 
@@ -38,31 +44,10 @@ def pi(kernels: tuple[FakeKernel, FakeKernel]) -> FakeKernel:
     return kernels[1]
 
 
-@pytest.fixture(params=SHELLS)
-def shell(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def agent(shell: str, pi: FakeKernel) -> Iterator[Agent]:
-    one = Agent(shell, pi.root)
-    try:
-        yield one
-        one.end()
-        pi.check_clean()
-    finally:
-        one.discard()
-
-
 def exported(desk: FakeKernel, busid: str, device: FakeDevice) -> int:
     """Plug it in on desk and give it to usbip-host; its number for vhci."""
     desk.plug(busid, device)
-    for file, text in (
-        ("usb/unbind", busid),
-        ("usbip-host/match_busid", f"add {busid}"),
-        ("usbip-host/bind", busid),
-    ):
-        (desk.root / "bus/usb/drivers" / file).write_text(text)
+    export_as_usbip_does(desk, busid)
     told = desk.state()["devices"][busid]
     return int(told["busnum"]) << 16 | int(told["devnum"])
 
@@ -75,21 +60,9 @@ def attaching(
     answer = agent.ask(f"port {busid} {speed}")
     assert answer[-1] == b"ok", answer
     folder = Path(answer[0].removeprefix(b"dir ").decode())
-    if kind in ("bash", "busybox"):
-        listener = socket.create_server(("127.0.0.1", 0))
-        address = str(listener.getsockname()[1])
-    else:
-        listener = socket.socket(socket.AF_UNIX)
-        address = str(folder / f"socket-{busid}")
-        listener.bind(address)
-        listener.listen()
-    with listener:
-        listener.settimeout(SECONDS)
-        tag = agent.start(f"attach {busid} {devid} {speed} {kind} {address} {TOKEN}")
-        end, _ = listener.accept()
+    request = f"attach {busid} {devid} {speed}"
+    tag, end = reached(agent, request, kind, folder / f"socket-{busid}")
     with end:
-        end.settimeout(SECONDS)
-        assert end.recv(33, socket.MSG_WAITALL) == TOKEN.encode() + b"\n"
         sockfd = desk.root / "bus/usb/devices" / busid / "usbip_sockfd"
         sockfd.write_text(str(end.fileno()))
     yield tag
@@ -109,7 +82,7 @@ def attach(
     return there, int(port)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CONNECTORS)
 def test_attached_looked_at_and_detached(
     agent: Agent, desk: FakeKernel, pi: FakeKernel, kind: str
 ) -> None:

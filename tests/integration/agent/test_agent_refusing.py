@@ -5,7 +5,14 @@ from __future__ import annotations
 
 import pytest
 from fakekernel import HUB, SERIAL_ADAPTER, STICK, FakeKernel
-from integration.agents import EXPORT, Agent, bind_request, connect, parse
+from integration.agents import (
+    Agent,
+    bind_request,
+    connect,
+    export_as_usbip_does,
+    parse,
+    write_to_drivers,
+)
 
 
 def test_a_device_that_is_not_there(agent: Agent) -> None:
@@ -128,18 +135,16 @@ def test_a_device_pulled_out_while_in_use(agent: Agent, pi: FakeKernel, back: st
 def test_a_name_worn_out_by_another_program(agent: Agent, pi: FakeKernel) -> None:
     """Its "del" came while the device was bound; unbound by hand, that port is lost."""
     pi.plug("1-1", SERIAL_ADAPTER)
-    for file, text in (*EXPORT, ("usbip-host/match_busid", "del 1-1")):
-        (pi.root / "bus/usb/drivers" / file).write_text(text)
+    export_as_usbip_does(pi, "1-1")
+    write_to_drivers(pi, "usbip-host/match_busid del 1-1")
     assert agent.ask("unbind 1-1") == [b"ok"]
     assert pi.state()["matched"] == []
-    for file, text in (
-        *EXPORT, ("usbip-host/match_busid", "del 1-1"), ("usbip-host/unbind", "1-1"),
-    ):  # fmt: skip
-        (pi.root / "bus/usb/drivers" / file).write_text(text)
+    export_as_usbip_does(pi, "1-1")
+    write_to_drivers(pi, "usbip-host/match_busid del 1-1", "usbip-host/unbind 1-1")
     failure = agent.fails(bind_request(pi, "1-1", SERIAL_ADAPTER))
     assert failure == "DeviceFailed usbip-host takes nothing in that port before a restart there"
     assert pi.state()["devices"]["1-1"]["driver"] == "usb"
-    (pi.root / "bus/usb/drivers/usbip-host/rebind").write_text("1-1")
+    write_to_drivers(pi, "usbip-host/rebind 1-1")
 
 
 def test_a_device_left_in_error_state_is_given_back(agent: Agent, pi: FakeKernel) -> None:
