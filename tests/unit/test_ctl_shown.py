@@ -152,6 +152,8 @@ def test_what_happens_to_an_export_is_told_by_the_bus_id_here() -> None:
 def test_the_tree_says_where_a_device_is_exported_to() -> None:
     device = replace(STICK, busid="1-2", state="exported", attachment="/a/3")
     assert tree([device], {"/a/3": EXPORT})[0].endswith("(exported to bench)")
+    there = replace(device, busid="5-1", state="available")
+    assert tree([there], {"/a/3": EXPORT})[0].endswith("(this machine's 1-2)")
     assert tree([device], {})[0].endswith("(exported)")
 
 

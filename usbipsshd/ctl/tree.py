@@ -44,7 +44,7 @@ def _device(device: Device, attachments: Attachments, paint: Paint) -> str:
 
 
 def mark(device: Device, attachments: Attachments) -> str:
-    """What is particular about a device: attached here, or exported to somebody."""
+    """What is particular about a device: attached here, exported to somebody, or ours there."""
     found = attachments.get(device.attachment)
     if device.state == "attached":
         where = f" as {found.local_bus_id}" if found is not None and found.local_bus_id else ""
@@ -52,6 +52,8 @@ def mark(device: Device, attachments: Attachments) -> str:
     if device.state == "exported":
         to = f" to {found.remote}" if found is not None and found.exported else ""
         return f"(exported{to})"
+    if found is not None and found.exported:
+        return f"(this machine's {found.local_bus_id})"
     return ""
 
 
