@@ -3,23 +3,27 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from unittest.mock import AsyncMock, MagicMock
 
 import pytest
-from unit.made import run
+from unit.made import STICK, raw_descriptors, run
 
-from usbipsshd import messages, records
+from usbipsshd import messages, records, statefile
 from usbipsshd.address import is_name, parse_address
 from usbipsshd.bus import contract, manager
 from usbipsshd.bus.manager import MANAGER, Manager
 from usbipsshd.bus.values import Call, Caller, Variant
-from usbipsshd.device import is_node
+from usbipsshd.descriptors import BadDescriptors, summarize
+from usbipsshd.device import interface_from_attributes, is_node
 from usbipsshd.errors import Code, UsbipError
-from usbipsshd.messages import BadPacket
+from usbipsshd.messages import BadPacket, Json
 from usbipsshd.pattern import Pattern
-from usbipsshd.remotes import RemoteStore, check_fingerprint
+from usbipsshd.remotes import RemoteStore, check_fingerprint, fingerprint
+from usbipsshd.sshconfig import direct
 from usbipsshd.text import clean
 
 LONGEST = 512
@@ -128,6 +132,78 @@ def test_texts(parse: Callable[[str], object], longest: int) -> None:
     assert _taken(parse, "x" * longest)
     assert not _taken(parse, "x" * (longest + 1))
     assert not _taken(parse, "x" * (longest + 1000))
+
+
+def test_a_key(tmp_path: Path) -> None:
+    name = b"ssh-rsa"
+    head = len(name).to_bytes(4, "big") + name
+    fits = (16384 - len("ssh-rsa ")) // 4 * 3
+    for size, taken in ((fits, True), (fits + 3, False)):
+        blob = base64.b64encode(head + bytes(size - len(head))).decode()
+        assert _taken(fingerprint, f"ssh-rsa {blob}") is taken
+
+
+def test_a_file_of_host_keys_that_is_too_long_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "known_hosts"
+    store = RemoteStore(tmp_path, tmp_path, (path,))
+    remote = store.find("root@pi")
+    for size, taken in ((4 << 20, True), ((4 << 20) + 1, False)):
+        path.write_bytes(b"#" * size)
+        assert (b"#" in store.known_hosts(remote, direct(remote.address))) is taken
+
+
+def test_a_record_that_is_too_long_is_set_aside(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    for size, taken in ((32 << 20, True), ((32 << 20) + 1, False)):
+        with path.open("wb") as file:
+            file.write(b'{"a": 1}')
+            # JSON may end in any number of spaces; a file may have holes.
+            file.write(b" " * (size - 8))
+        assert (statefile.load(path) == {"a": 1}) is taken
+        assert path.exists() is taken
+
+
+def test_descriptors() -> None:
+    raw = raw_descriptors(1, 2, (8, 6, 0x50))
+    whole, rest = divmod(65536 - len(raw), 255)
+    filling = (b"\xff\xff" + bytes(253)) * (whole - 1)
+    filling += bytes([254, 255]) + bytes(252) + bytes([rest + 1, 255]) + bytes(rest - 1)
+    assert len(raw + filling) == 65536
+    assert summarize(raw + filling).vendor_id == 1
+    with pytest.raises(BadDescriptors, match="too long"):
+        summarize(raw + filling + b"\x02\xff")
+
+
+def test_what_a_driver_is_called() -> None:
+    attributes = {
+        "bInterfaceNumber": "00", "bInterfaceClass": "08", "bInterfaceSubClass": "06",
+        "bInterfaceProtocol": "50",
+    }  # fmt: skip
+    for length, kept in ((64, 64), (65, 64)):
+        made = interface_from_attributes({**attributes, "driver": "x" * length})
+        assert len(made.driver) == kept
+
+
+def _with_nodes(nodes: list[Json]) -> object:
+    interface: Json = {**asdict(STICK.interfaces[0]), "nodes": nodes}
+    return messages.device_from_json({**messages.device_to_json(STICK), "interfaces": [interface]})
+
+
+@pytest.mark.parametrize(
+    ("read", "item", "longest"),
+    [
+        pytest.param(lambda v: messages.get_busids({"busids": v}), "1-1", 1024, id="bus ids"),
+        pytest.param(_with_nodes, "sda", 64, id="nodes of an interface"),
+        pytest.param(lambda v: messages.get_list({"a": v}, "a", 3), 0, 3, id="any list"),
+        pytest.param(
+            lambda v: records._read_plugs({"a": v}, "a"), ["1-1", 2], 1024, id="plugs of a record"
+        ),
+    ],
+)
+def test_lists(read: Callable[[list[Json]], object], item: Json, longest: int) -> None:
+    read([item] * longest)
+    with pytest.raises(BadPacket):
+        read([item] * (longest + 1))
 
 
 def test_a_label(tmp_path: Path) -> None:
