@@ -115,7 +115,7 @@ def test_one_that_fails_is_set_aside_and_the_others_are_not(w: World) -> None:
     )
     tried = binds(w, "1-2") - count
     assert tried == 6
-    assert w.get(hub, HUB_INTERFACE, "State") == "attached"
+    wait_until(lambda: w.get(hub, HUB_INTERFACE, "State") == "attached", "not watched")
     # Events, other devices and calls change nothing for it.
     w.pi.plug("2-2", STICK.but(serial="SECOND"))
     comes_to(w, "2-1", "2-2")
@@ -150,7 +150,7 @@ def test_its_session_is_killed(w: World) -> None:
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: w.sessions() not in ([], [pid]), "no new session")
     comes_to(w, "1-1", "1-2", "2-1")
-    assert w.get(hub, HUB_INTERFACE, "State") == "attached"
+    wait_until(lambda: w.get(hub, HUB_INTERFACE, "State") == "attached", "not watched")
     assert not set(before.values()) & set(attached(w).values())
 
 
