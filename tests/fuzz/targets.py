@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from usbipsshd import descriptors, messages, records, statefile
+from usbipsshd import descriptors, drivers, messages, records, statefile
 from usbipsshd.address import parse_address
 from usbipsshd.bus.encode import listed_device
 from usbipsshd.callersagent import MAX_KEYS, parse_keys, parse_signature
@@ -31,7 +31,7 @@ from usbipsshd.seqpacket import SeqPacket
 from usbipsshd.service import Listed
 from usbipsshd.session.hostkeys import TrustedKeys, fingerprint, key_text
 from usbipsshd.session.replies import MAX_LINE, BadReply, Reply, parse_hello, split_tag
-from usbipsshd.signer import MAX_MESSAGE, BadMessage, Signer
+from usbipsshd.signer import MAX_MESSAGE, BadMessage, Signer, check_binding
 from usbipsshd.vhci import parse_status
 
 Target = Callable[[bytes], None]
@@ -112,6 +112,7 @@ def usb_descriptors(data: bytes) -> None:
         assert summary.interfaces
         for triple in summary.classes:
             assert len(triple) == 6
+        assert all(drivers._fields(one) for one in summary.modaliases)
         assert summary.can_type_or_network in (True, False)
 
 
@@ -172,6 +173,8 @@ def agent_request(data: bytes) -> None:
     """A session asks for a signature; it gets none, and an answer of the protocol."""
     answer = Signer([], "pi").answer(data or b"\0")
     assert answer[0] in (5, 12)
+    with suppress(BadMessage):
+        check_binding(data)
 
 
 def ssh_agent_answer(data: bytes) -> None:

@@ -26,6 +26,7 @@ from usbipsshd.signer import (
     SIGN_RESPONSE,
     BadMessage,
     Signer,
+    check_binding,
     check_login,
 )
 
@@ -205,3 +206,38 @@ def test_a_message_of_no_sensible_size_ends_it(key: Key, size: int) -> None:
         writer.close()
 
     run(main())
+
+
+SESSION = b"s" * 32
+
+
+@pytest.mark.parametrize(
+    ("fits", "body"),
+    [
+        (True, [b"session-bind@openssh.com", b"key", SESSION, b"signature", None]),
+        (False, [b"session-bind@example.org", b"key", SESSION, b"signature", None]),
+        (False, [b"restrict-destination-v00@openssh.com", b"key", SESSION, b"signature", None]),
+        (False, [b"session-bind@openssh.com", b"key", b"short", b"signature", None]),
+        (False, [b"session-bind@openssh.com", b"key", b"s" * 65, b"signature", None]),
+        (False, [b"session-bind@openssh.com", b"key", SESSION, None]),
+        (False, [b"session-bind@openssh.com", b"key", SESSION, b"signature"]),
+        (False, [b"session-bind@openssh.com", b"key", SESSION, b"signature", b"\1"]),
+        (False, [b"session-bind@openssh.com", b"key", SESSION, b"signature", None, None]),
+        (False, []),
+    ],
+)
+def test_what_ties_an_agent_to_a_login(fits: bool, body: list[bytes | None]) -> None:
+    """Nothing else that an agent may be asked for passes as that; None is "not forwarded"."""
+    message = b"".join(
+        b"\0" if part is None else part if part == b"\1" else string(part) for part in body
+    )
+    if fits:
+        check_binding(message)
+    else:
+        with pytest.raises(BadMessage):
+            check_binding(message)
+
+
+def test_an_agent_of_keys_only_says_that_it_is_not_tied_to_anything(key: Key) -> None:
+    message = string(b"session-bind@openssh.com") + string(b"k") + string(SESSION) + string(b"s")
+    assert Signer([key], "pi").answer(b"\x1b" + message + b"\0") == bytes([FAILURE])
