@@ -180,6 +180,17 @@ class Panel:
         """Click one item."""
         await self.call("Event", "isvu", item.id, "clicked", Variant("s", ""), 0)
 
+    async def press(self, label: str) -> None:
+        """Click the item of that label, once there is one that does not go before the click."""
+        async with asyncio.timeout(LIMIT):
+            while True:
+                menu = await self.menu_with(lambda m: m.find(label), label)
+                try:
+                    await self.click(menu.find(label))
+                except BusError:
+                    continue
+                return
+
 
 def _shown(layout: Any) -> Shown:
     number, properties, children = layout
