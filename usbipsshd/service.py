@@ -294,7 +294,7 @@ class Service:
         others = [] if attachment.owner_uid == asking.uid else [Action.DETACH_OTHERS]
         managing = [Action.MANAGE_REMOTES] if persists and not attachment.persist else []
         if others or managing:
-            about, _ = self.details_of(attachment.remote, attachment.device)
+            about = self._details_of(attachment)
             await asking.require([*managing, *others], about)
         before = attachment.keep, attachment.persist
         self.attachments.set_options(attachment, keep=keeps, persist=persists)
@@ -342,7 +342,7 @@ class Service:
         attachments = [
             a
             for a in self.attachments
-            if await self._owns(asking, a.owner_uid, self.details_of(a.remote, a.device)[0])
+            if await self._owns(asking, a.owner_uid, self._details_of(a))
         ]
         async with asyncio.TaskGroup() as group:
             for hub in hubs:
@@ -373,8 +373,16 @@ class Service:
     async def may_detach(self, asking: Asking, attachment: Attachment) -> None:
         """Return if the caller may take an attachment from its owner; else raise."""
         if attachment.owner_uid != asking.uid:
-            about, _ = self.details_of(attachment.remote, attachment.device)
-            await asking.require([Action.DETACH_OTHERS], about)
+            await asking.require([Action.DETACH_OTHERS], self._details_of(attachment))
+
+    def _details_of(self, attachment: Attachment) -> dict[str, str]:
+        """What polkit's rules are told of an attachment; a hub begins with any device."""
+        remote, device = attachment.remote, attachment.device
+        try:
+            about, _ = self.details_of(remote, device)
+        except UsbipError:
+            return details(remote, device)
+        return about
 
     def _listed(self, remote: str, device: Device) -> Listed:
         state = "exported" if device.exported else "available"

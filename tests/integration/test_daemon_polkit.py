@@ -47,7 +47,8 @@ polkit.addRule(function(action, subject) {
     case "attach-input":
         return told("device.classes").split(" ").sort().join() == "030000,030101"
             ? polkit.Result.YES : polkit.Result.NO;
-    case "detach-others": return told("busid") == "1-1" ? polkit.Result.YES : polkit.Result.NO;
+    case "detach-others":
+        return told("device.classes").indexOf("0301") >= 0 ? polkit.Result.YES : polkit.Result.NO;
     }
     return polkit.Result.NO;
 });
@@ -210,6 +211,15 @@ def test_the_example_rules(w: World) -> None:
         for busid in ("2-1", "1-1"):
             code = "InteractiveAuthorizationRequired"
             w.refused(code, CAROL, "Attach", "ssa{sv}", "bench3", busid, "0", says="attach")
+
+
+def test_all_is_what_the_rules_let_one_detach(w: World) -> None:
+    w.attach("1-1", 0)
+    w.attach("2-1", 0)
+    assert w.call(ALICE, "Detach", "sa{sv}", "all", "0") == 1
+    (left,) = w.attachments()
+    assert w.get(left, ATTACHMENT, "RemoteBusId") == "2-1"
+    assert w.call(BOB, "Detach", "sa{sv}", "all", "0") == 0
 
 
 def test_a_question_that_nobody_may_be_asked(w: World) -> None:
