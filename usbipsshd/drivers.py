@@ -43,7 +43,6 @@ _HARMLESS = (
     "drivers/media/usb/uvc/",
     "drivers/mfd/",
     "drivers/misc/cardreader/",
-    "drivers/mmc/host/",
     "drivers/usb/class/",
     "drivers/usb/image/",
     "drivers/usb/misc/",
@@ -57,7 +56,8 @@ _HARMLESS = (
 """Folders of the kernel's tree whose drivers make neither keys nor networks of a device: serial
 ports, disks, printers, sound, pictures, measuring. A camera's or a disk's single button is none.
 Whatever comes from elsewhere may do both: other media drivers have remote controls with all of a
-keyboard's keys, and what was not built with the kernel can be anything."""
+keyboard's keys, an SDIO card behind a host controller may be a network's, and what was not built
+with the kernel can be anything."""
 
 _NOT_HARMLESS = (
     "drivers/usb/misc/ftdi-elan.",  # a host controller: further devices, of any kind

@@ -215,6 +215,8 @@ def test_drivers_whose_place_is_not_known_are_not_harmless(tmp_path: Path) -> No
         ("kernel/drivers/usb/misc/ftdi-elan.ko", False),
         ("kernel/drivers/usb/misc/ldusb.ko", True),
         ("kernel/drivers/usb/atm/cxacru.ko", False),
+        ("kernel/drivers/mmc/host/vub300.ko", False),
+        ("kernel/drivers/misc/cardreader/rtsx_usb.ko", True),
         ("kernel/drivers/usb/host/u132-hcd.ko", False),
         ("kernel/drivers/staging/r8188eu/r8188eu.ko", False),
         ("updates/dkms/drivers/usb/serial/cp210x.ko", False),
