@@ -253,6 +253,7 @@ def test_remotes(w: World) -> None:
     assert added.code == 0, added.err
     assert added.out.splitlines()[-1] == ctl(w, "key").out.strip()
     assert added.out.splitlines()[-1].startswith("ssh-ed25519 ")
+    assert "authorized_keys of root:" in added.out
     listed = ctl(w, "remote", "list").out
     assert re.search(r"^bench +idle +Bench", listed, re.MULTILINE), listed
     assert ctl(w, "remote", "remove", "bench").code == 0

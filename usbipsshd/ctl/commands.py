@@ -354,8 +354,10 @@ class Commands:
             )
         )
         await self._client.start()
+        user = words.address.rpartition("@")[0] or "root"
         self._terminal.say(
-            f"{words.name} is listed. To be let in there, this line has to be in authorized_keys:",
+            f"{words.name} is listed. To be let in there, this line has to be in the "
+            f"authorized_keys of {user}:",
             self._client.snapshot.manager.public_key,
         )
         return Exit.OK
