@@ -204,10 +204,11 @@ def test_reset_and_find(w: World) -> None:
     assert " attached " in ctl(w, "status").out
     assert ctl(w, "reset", "pi", "9-9").code == 5
     assert ctl(w, "find", "pi", "SanDisk") == Done(0, "2-1\n", "")
-    assert ctl(w, "find", "pi", "9-9").code == 5
+    nowhere = "usbipsshctl: There is no USB device at pi that matches.\n"
+    assert ctl(w, "find", "pi", "9-9") == Done(5, "", nowhere)
     many = ctl(w, "find", "pi", "0")
     assert (many.code, many.out) == (5, "")
-    assert "1-1, 1-1.3, 2-1" in many.err
+    assert "3 devices of pi match: 1-1, 1-1.3, 2-1." in many.err
 
 
 def test_keep_and_all(w: World) -> None:

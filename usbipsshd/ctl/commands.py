@@ -54,9 +54,7 @@ class Commands:
             devices = await self._devices(words.remote, words.pattern)
             self._show(devices, json_=words.json)
             if not devices:
-                where = "this machine" if words.remote == HERE else words.remote
-                more = " that matches" if words.pattern else ""
-                self._terminal.complain(f"There is no USB device at {where}{more}.")
+                self._terminal.complain(_nothing(words.remote, words.pattern))
             return Exit.OK
         await self._client.start()
         names = [HERE, *(remote.name for remote in self._client.snapshot.remotes)]
@@ -100,7 +98,9 @@ class Commands:
             named = ", ".join(device.busid for device in found[:MAX_NAMED])
             raise ClientError(
                 f"org.usbipssh1.Error.{'MultipleDevices' if found else 'DeviceNotFound'}",
-                f"{len(found)} devices match: {named}." if found else "No device matches.",
+                f"{len(found)} devices of {_called(words.remote)} match: {named}."
+                if found
+                else _nothing(words.remote, words.pattern),
             )
         self._terminal.say(found[0].busid)
         return Exit.OK
@@ -385,6 +385,15 @@ class Commands:
                 return Exit.OK
         await self._asking.trust(words.name, fingerprint)
         return Exit.OK
+
+
+def _called(remote: str) -> str:
+    return "this machine" if remote == HERE else remote
+
+
+def _nothing(remote: str, pattern: str) -> str:
+    more = " that matches" if pattern else ""
+    return f"There is no USB device at {_called(remote)}{more}."
 
 
 def _clock(microseconds: int) -> str:
