@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -18,10 +19,16 @@ KEYGEN = "/usr/bin/ssh-keygen"
 
 
 def free_port() -> int:
-    """A port on 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port on 127.0.0.1 that nobody listens on now.
+
+    It is none of those that the kernel gives to outgoing connections (ip(7),
+    ip_local_port_range), so that none of these has it before the server starts.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
 
 
 def make_key(path: Path, kind: str = "ed25519") -> str:
@@ -132,7 +139,7 @@ def _listens(port: int) -> bool:
 
 
 def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 30
     while not condition():
         if process.poll() is not None or time.monotonic() > end:
             raise RuntimeError(f"{process.args!r} did not start")
