@@ -18,9 +18,9 @@ from usbipsshd.errors import Code, UsbipError
 from usbipsshd.pattern import Pattern, subject
 
 MATCH_SECONDS = 0.25
-"""For all the devices of one listing together, once the child has started."""
-CHILD_SECONDS = 5.0
-"""Start-up included; slow machines take a second for that."""
+"""Of the processor, for all the devices of one listing together, once the child has started."""
+CHILD_SECONDS = 20.0
+"""By the clock, start-up included; slow and busy machines take some seconds for that."""
 CHILD_BYTES = 256 << 20
 MAX_CHILDREN = 4
 
@@ -29,7 +29,7 @@ import json, re, resource, signal, sys
 resource.setrlimit(resource.RLIMIT_AS, ({CHILD_BYTES}, {CHILD_BYTES}))
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 expression, subjects = json.load(sys.stdin)
-signal.setitimer(signal.ITIMER_REAL, {MATCH_SECONDS})
+signal.setitimer(signal.ITIMER_PROF, {MATCH_SECONDS})
 search = re.compile(expression).search
 json.dump([search(s) is not None for s in subjects], sys.stdout)
 """

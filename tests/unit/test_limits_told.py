@@ -81,8 +81,8 @@ def test_the_table(tmp_path: Path) -> None:
             f"{int(_unit('LimitNOFILE')):,} descriptors"
         ),
         "patterns being matched": (
-            f"{matcher.MAX_CHILDREN} at a time, each {matcher.MATCH_SECONDS:g} s and "
-            f"{_mib(matcher.CHILD_BYTES)}"
+            f"{matcher.MAX_CHILDREN} at a time, each {matcher.MATCH_SECONDS:g} s of the "
+            f"processor and {_mib(matcher.CHILD_BYTES)}"
         ),
         "a listing": (
             f"{messages.MAX_DEVICES:,} devices, {device.MAX_INTERFACES} interfaces a device, "
