@@ -18,6 +18,7 @@ from pathlib import Path
 
 from integration.busfixtures import client_call
 from integration.calls import Answer, plain
+from integration.sshd import listens
 from integration.world import MANAGER, NAME, ROOT, World, wait_until
 
 from usbipsshd.bus.wire import library
@@ -77,7 +78,7 @@ def persons_agent(uid: int, *keys: Path) -> Iterator[PersonsAgent]:
     )  # fmt: skip
     agent = PersonsAgent(path, process, uid)
     try:
-        wait_until(path.exists, "no ssh-agent")
+        wait_until(lambda: listens(str(path)), "no ssh-agent")
         for key in keys:
             agent.add(key)
         yield agent

@@ -121,10 +121,10 @@ def sshd(
         )
         stack.callback(_stop, agent)
         try:
-            _wait_for(lambda: _listens(port), process)
+            _wait_for(lambda: listens(("127.0.0.1", port)), process)
         except RuntimeError as error:
             raise RuntimeError(f"{error}: {(folder / 'log').read_text()}") from None
-        _wait_for(agent_path.exists, agent)
+        _wait_for(lambda: listens(str(agent_path)), agent)
         subprocess.run(
             ["/usr/bin/ssh-add", "-q", client_key],
             env={**os.environ, "SSH_AUTH_SOCK": str(agent_path)}, check=True,
@@ -132,10 +132,16 @@ def sshd(
         yield Sshd(folder, port, tuple(host_keys), client_key, process, agent_path)
 
 
-def _listens(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-        return True
-    return False
+def listens(address: str | tuple[str, int]) -> bool:
+    """Whether a connection is taken; a socket's path is there before that."""
+    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+    with socket.socket(family) as sock:
+        sock.settimeout(1)
+        try:
+            sock.connect(address)
+        except OSError:
+            return False
+    return True
 
 
 def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
