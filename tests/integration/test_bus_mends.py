@@ -15,11 +15,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 from integration.busfixtures import SystemBus, client_call, system_bus
+from openfiles import open_before, open_files
 
 from usbipsshd.bus import wire
 from usbipsshd.bus.connection import Connection
@@ -116,10 +116,6 @@ def play(act: Callable[[Service], Awaitable[None]], limits: Limits | None = None
                 await act(here)
 
         asyncio.run(run())
-
-
-def open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 # What a handler sees
@@ -471,15 +467,15 @@ def test_descriptors_are_closed_unless_taken_and_not_inherited() -> None:
         try:
             async with client(here.bus) as alice:
                 await ask(alice, "Ping")
-                before = open_files()
+                before = len(open_before())
                 for _ in range(20):
                     await ask(alice, "Echo", "h", 0, fds=(read,))
                     assert (await ask(alice, "Break", "h", 0, fds=(read,)))[0]
                     assert (await ask(alice, "Echo", "hay", 0, bytes(100_000), fds=(read,)))[0]
-                assert open_files() == before
+                assert len(open_files()) == before
                 await ask(alice, "Take", "h", 0, fds=(read,))
                 (taken,) = here.taken
-                assert open_files() == before + 1
+                assert len(open_files()) == before + 1
                 assert not os.get_inheritable(taken)
                 os.write(write, b"x")
                 assert os.read(taken, 1) == b"x"
@@ -567,7 +563,7 @@ def test_a_bus_that_hangs_up_or_talks_nonsense_at_login_is_an_error(words: bytes
                 writer.write(words)
                 writer.close()
 
-            before = open_files()
+            before = len(open_before())
             server = await asyncio.start_unix_server(serve, path)
             async with server, asyncio.timeout(10):
                 connection = Connection(f"unix:path={path}")
@@ -576,17 +572,17 @@ def test_a_bus_that_hangs_up_or_talks_nonsense_at_login_is_an_error(words: bytes
                 await connection.stop()
             gc.collect()
             await asyncio.sleep(0)
-            assert open_files() <= before
+            assert len(open_files()) <= before
 
     asyncio.run(run())
 
 
 def test_no_bus_is_an_error_that_leaves_nothing_open() -> None:
     async def run() -> None:
-        before = open_files()
+        before = len(open_before())
         with pytest.raises(OSError, match="No such file"):
             Connection("unix:path=/nonexistent/bus")
-        assert open_files() == before
+        assert len(open_files()) == before
 
     asyncio.run(run())
 

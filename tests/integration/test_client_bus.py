@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 from integration.sessionbus import SessionBus, session_bus
+from openfiles import open_before, open_files
 
 from usbipsshd.bus.connection import Connection
 from usbipsshd.bus.values import BusError, Call, Disconnected, Reply, Variant
@@ -38,11 +37,6 @@ async def client(bus: SessionBus) -> AsyncIterator[Bus]:
         await made.close()
 
 
-def descriptors() -> int:
-    """How many this process has open."""
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 def test_descriptors_go_along_and_stay_the_callers(bus: SessionBus) -> None:
     async def read(call: Call) -> Reply:
         (options,) = call.args
@@ -59,9 +53,7 @@ def test_descriptors_go_along_and_stay_the_callers(bus: SessionBus) -> None:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             async with client(bus) as one:
-                # What earlier tests have left to be collected.
-                gc.collect()
-                before = descriptors()
+                before = len(open_before())
                 for text in ("one", "two"):
                     ours.send(text.encode())
                     options = {"ssh-agent": Variant("h", 0)}
@@ -70,7 +62,7 @@ def test_descriptors_go_along_and_stay_the_callers(bus: SessionBus) -> None:
                         fds=[theirs.fileno()],
                     )  # fmt: skip
                     assert answer == (text,)
-                assert descriptors() <= before
+                assert len(open_files()) <= before
                 ours.send(b"mine")
                 assert theirs.recv(10) == b"mine"
         await service.stop(1)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openfiles import open_before, open_files
 from unit.made import refused, run, settle
 
 import usbipsshd.link
@@ -412,17 +413,14 @@ def test_closing_while_somebody_waits(key: Key) -> None:
 
 
 def test_no_descriptor_is_left(key: Key) -> None:
-    def count() -> int:
-        return len(list(Path("/proc/self/fd").iterdir()))
-
     async def test(world: World) -> None:
-        before = count()
+        before = len(open_before())
         for _ in range(3):
             async with world.link.use():
                 pass
             await world.link.close()
         await settle()
-        assert count() <= before
+        assert len(open_files()) <= before
 
     with_link(key, test)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openfiles import open_before, open_files
 from unit.made import refused, run
 from unit.test_link import REMOTE, Sessions, ways
 
@@ -83,10 +84,6 @@ def with_links(tmp_path: Path) -> Callable[[Work], None]:
     return lambda work: run(main(work))
 
 
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 def test_each_has_a_connection_of_its_own(with_links: Callable[[Work], None]) -> None:
     async def work(links: Links, sessions: Sessions, store: Store, agent: PassedAgent) -> None:
         heard = Heard()
@@ -114,11 +111,11 @@ def test_each_has_a_connection_of_its_own(with_links: Callable[[Work], None]) ->
 
 def test_what_was_never_connected_leaves_nothing(with_links: Callable[[Work], None]) -> None:
     async def work(links: Links, sessions: Sessions, store: Store, agent: PassedAgent) -> None:
-        before = descriptors()
+        before = len(open_before())
         for _ in range(3):
             with links.kept(REMOTE, agent):
-                assert descriptors() == before + 1
-        assert descriptors() == before
+                assert len(open_files()) == before + 1
+        assert len(open_files()) == before
         assert sessions.started == 0
 
     with_links(work)

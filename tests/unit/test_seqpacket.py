@@ -7,9 +7,9 @@ import array
 import asyncio
 import os
 import socket
-from pathlib import Path
 
 import pytest
+from openfiles import open_before, open_files
 
 from usbipsshd.messages import MAX_FDS, MAX_PACKET, BadPacket
 from usbipsshd.seqpacket import SeqPacket
@@ -18,10 +18,6 @@ from usbipsshd.seqpacket import SeqPacket
 def pair() -> tuple[SeqPacket, socket.socket]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     return SeqPacket(ours), theirs
-
-
-def open_fds() -> set[str]:
-    return {entry.name for entry in Path("/proc/self/fd").iterdir()}
 
 
 def raw_send(sock: socket.socket, data: bytes, fds: list[int]) -> None:
@@ -60,14 +56,14 @@ def test_a_packet_arrives_whole_with_its_descriptors() -> None:
 def test_descriptors_that_nobody_takes_are_closed() -> None:
     async def main() -> None:
         ours, theirs = pair()
-        before = open_fds()
+        before = open_before()
         raw_send(theirs, b'{"op":"a"}', [0, 1])
         received = await ours.receive()
         assert received is not None
-        assert len(open_fds() - before) == 2
+        assert len(open_files() - before) == 2
         with received[1]:
             pass
-        assert open_fds() == before
+        assert open_files() == before
         ours.close()
         theirs.close()
 
@@ -88,13 +84,13 @@ def test_descriptors_that_nobody_takes_are_closed() -> None:
 def test_nonsense_is_refused_and_its_descriptors_closed(data: bytes, count: int) -> None:
     async def main() -> None:
         ours, theirs = pair()
-        before = open_fds()
+        before = open_before()
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MAX_PACKET)
         raw_send(theirs, data, [0] * count)
         raw_send(theirs, b'{"op":"next"}', [])
         with pytest.raises(BadPacket):
             await ours.receive()
-        assert open_fds() == before
+        assert open_files() == before
         received = await ours.receive()
         assert received is not None
         assert received[0] == {"op": "next"}
