@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What all tests share: where helpers are found, and that nothing is skipped unseen."""
+"""What all tests share: where helpers are found, which examples are tried, and that nothing is
+skipped unseen."""
 
 from __future__ import annotations
 
@@ -8,11 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 _TESTS = Path(__file__).resolve().parent
 for _folder in (_TESTS, _TESTS.parent):
     if str(_folder) not in sys.path:
         sys.path.insert(0, str(_folder))
+
+# The same examples each time, however busy the machine; elsewhere is where `make fuzz` looks.
+settings.register_profile(
+    "same",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("same")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

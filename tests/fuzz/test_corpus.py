@@ -52,7 +52,7 @@ def _changed(draw: st.DrawFn, samples: list[bytes]) -> bytes:
 def test_what_is_nearly_right(known: dict[str, Target], name: str) -> None:
     target = known[name]
 
-    @settings(max_examples=150, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=150)
     @given(_changed(_samples(name)) | st.binary(max_size=64))
     def look(data: bytes) -> None:
         target(data)

@@ -141,10 +141,7 @@ def test_made_up_arguments(w: World, uid: int) -> None:
             assert UNEXPECTED not in answer.body[0], call
             assert answer.body[0].isprintable(), call
 
-    @settings(
-        max_examples=60, deadline=None, database=None, derandomize=True,
-        suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
+    @settings(max_examples=60, suppress_health_check=list(HealthCheck))
     @given(st.lists(calls, min_size=1, max_size=12))
     def say(some: list[tuple[Any, list[Any], int]]) -> None:
         async def main() -> None:

@@ -194,7 +194,7 @@ def test_malformed(raw: bytes) -> None:
         summarize(raw)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.binary(max_size=64), st.integers(0, len(STICK)), st.integers(0, len(STICK)))
 def test_any_bytes_are_descriptors_or_bad_descriptors(noise: bytes, start: int, end: int) -> None:
     for raw in (noise, STICK[:start] + noise + STICK[end:], STICK + noise):

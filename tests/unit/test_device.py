@@ -136,7 +136,7 @@ def test_interfaces_come_in_the_order_of_their_numbers() -> None:
     assert [i.number for i in device.interfaces] == [0, 1, 2]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.dictionaries(st.sampled_from(sorted(STICK)), st.text(max_size=12)))
 def test_any_text_makes_a_device_or_bad_device(change: dict[str, str]) -> None:
     try:

@@ -107,7 +107,7 @@ def test_remote_paths(name: str, last: str) -> None:
     assert remote_path(name) == "/org/usbipssh1/remote/" + last
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.text(max_size=20), st.text(max_size=20))
 def test_remote_paths_are_valid_and_tell_names_apart(one: str, two: str) -> None:
     try:

@@ -49,7 +49,7 @@ def test_the_remote_is_named() -> None:
     assert "bench3" in explain("bench3", Code.UNKNOWN_OBJECT, "x").message
 
 
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 @given(st.sampled_from(Code), st.text(max_size=400))
 def test_any_detail_leaves_one_printable_bounded_sentence(code: Code, detail: str) -> None:
     message = explain("pi", code, detail).message

@@ -69,13 +69,13 @@ anything: st.SearchStrategy[Any] = st.recursive(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(devices)
 def test_a_device_arrives_as_it_was_sent(device: Device) -> None:
     assert device_from_json(decode(encode(device_to_json(device)))) == device
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.binary(max_size=80) | anything.map(lambda a: json.dumps(a).encode()))
 def test_any_bytes_are_an_object_or_bad(data: bytes) -> None:
     try:
@@ -114,7 +114,7 @@ def test_a_device_without_one_of_its_fields(field: str) -> None:
         device_from_json(packet)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.sampled_from(FIELDS), anything)
 def test_a_device_with_anything_in_a_field(field: str, value: Any) -> None:
     packet = decode(encode(device_to_json(KEYBOARD)))

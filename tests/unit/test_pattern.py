@@ -136,7 +136,7 @@ def test_parsing_takes_no_time_whatever_the_pattern(text: str) -> None:
     assert time.monotonic() - began < 1
 
 
-@settings(deadline=None, max_examples=250)
+@settings(max_examples=250)
 @given(st.text(alphabet=r"ab1 :-!\()[]{}?*+|.^$,<=P0di", max_size=30) | st.text(max_size=30))
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_any_text_is_a_pattern_or_invalid(text: str) -> None:

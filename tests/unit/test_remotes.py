@@ -67,7 +67,7 @@ def test_what_is_no_address(text: str) -> None:
         parse_address(text)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.text(max_size=40) | st.text(alphabet="a1-.:[]@%_ \n", max_size=30))
 def test_any_text_is_an_address_or_invalid(text: str) -> None:
     try:
@@ -374,7 +374,7 @@ def test_what_is_no_fingerprint(text: str) -> None:
         check_fingerprint(text)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     st.text(max_size=60)
     | st.binary(max_size=60).map(lambda b: "ssh-ed25519 " + base64.b64encode(b).decode())

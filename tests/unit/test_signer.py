@@ -163,7 +163,7 @@ def test_other_requests_fail(key: Key, kind: int) -> None:
     assert Signer([key], "pi").answer(bytes([kind]) + string(key.blob)) == bytes([FAILURE])
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.binary(min_size=1, max_size=80))
 def test_any_message_gets_an_answer(folder: Path, noise: bytes) -> None:
     key = Key(folder)

@@ -35,7 +35,7 @@ def test_a_limit_cuts_without_a_space_at_the_end() -> None:
     assert clean("x" * 1000) == "x" * 128
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.text(alphabet=st.characters(), max_size=300), st.integers(1, 200))
 def test_clean_text_is_short_printable_and_stays_as_it_is(text: str, limit: int) -> None:
     cleaned = clean(text, limit)

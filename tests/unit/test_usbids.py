@@ -86,7 +86,7 @@ def test_a_file_that_goes_away(tmp_path: Path) -> None:
     assert ids.title(0x046D, 0xC31C) == "046d:c31c"
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.binary(max_size=80))
 def test_any_file_is_read(tmp_path_factory: pytest.TempPathFactory, noise: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any.ids"

@@ -65,7 +65,7 @@ def test_status_of_several_kernels(text: str, ports: list[Port]) -> None:
     assert parse_status(text, 7) == ports
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.text(max_size=80) | st.text(alphabet="hs 0123456789-.\n", max_size=120))
 def test_any_status_is_read(noise: str) -> None:
     for text in (noise, NEW + noise, "\n" + noise):

@@ -85,7 +85,7 @@ def test_anything(shell: str, kernel: FakeKernel, tmp_path: Path) -> None:
     agent = Agent(shell, kernel.root)
     tag = FIRST_TAG
 
-    @settings(max_examples=25, deadline=None, database=None, derandomize=True)
+    @settings(max_examples=25)
     @given(st.lists(_lines(rights, mark), max_size=12))
     def send(lines: list[bytes]) -> None:
         nonlocal tag
