@@ -317,12 +317,12 @@ def test_a_polkit_that_hangs_or_dies_means_no_within_its_time() -> None:
     with system_bus(USERS) as bus, polkitd(bus, yes) as polkit:
 
         async def run() -> None:
-            async with scene(bus, ALICE, answer_seconds=0.5) as here:
+            async with scene(bus, ALICE, answer_seconds=3) as here:
                 assert await here.check(Action.LIST) is None
                 polkit.freeze()
                 start = time.monotonic()
                 assert await here.check(Action.LIST) is Code.ACCESS_DENIED
-                assert time.monotonic() - start < 5
+                assert time.monotonic() - start < 20
                 polkit.thaw()
                 assert await here.check(Action.LIST) is None
                 polkit.freeze()

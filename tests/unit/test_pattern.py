@@ -128,12 +128,13 @@ def test_only_the_empty_pattern_is_any(text: str, every: bool) -> None:
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:Possible nested set:FutureWarning")
 def test_parsing_takes_no_time_whatever_the_pattern(text: str) -> None:
-    began = time.monotonic()
+    # The processor's time: a busy machine takes its own.
+    began = time.process_time()
     try:
         Pattern.parse(text)
     except UsbipError as error:
         assert error.code is Code.INVALID_ARGS
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
 
 
 @settings(max_examples=250)
