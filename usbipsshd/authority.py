@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
@@ -29,8 +30,13 @@ _INTERFACE = "org.freedesktop.PolicyKit1.Authority"
 _ALLOW_USER_INTERACTION = 1
 _CHECK = "(sa{sv})sa{ss}us"
 
-ANSWER_SECONDS = 10.0
-"""How long polkit may take when it asks nobody."""
+ANSWER_SECONDS = 20.0
+"""How long polkit may take when it asks nobody: longer than its rules, shorter than the 25 seconds
+for which a caller waits who set no limit (D-Bus libraries' default)."""
+RULES_SECONDS = 14.0
+"""A little less than the 15 after which polkit stops its rules, and says no
+(RUNAWAY_KILLER_TIMEOUT, src/polkitbackend/polkitbackendcommon.h)."""
+_AGAIN_SECONDS = 5.0
 QUESTION_SECONDS = 300.0
 """How long a person may take."""
 MAX_QUESTIONS_PER_UID = 8
@@ -118,8 +124,10 @@ class Authority:
         *,
         answer_seconds: float = ANSWER_SECONDS,
         question_seconds: float = QUESTION_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._call = call
+        self._clock = clock
         self._answer_seconds = answer_seconds
         self._question_seconds = question_seconds
         self._ids = count(1)
@@ -154,7 +162,7 @@ class Authority:
             return
         asked: list[Action] = []
         for action in actions:
-            answer = await self._ask(caller, action, details)
+            answer = await self._ask_patiently(caller, action, details)
             if answer is _Answer.NO:
                 raise _denied(action)
             if answer is _Answer.QUESTION and not question.answered:
@@ -200,6 +208,21 @@ class Authority:
             if not self._questions[uid]:
                 del self._questions[uid]
 
+    async def _ask_patiently(
+        self, caller: Caller, action: Action, details: Mapping[str, str]
+    ) -> _Answer:
+        """Polkit's answer, and its second one if the first was that its rules took too long.
+
+        polkit 122 stops rules that do nothing wrong: once in some 100,000 answers, on a machine
+        with little to do, it missed that they were through (seen).
+        """
+        begun = self._clock()
+        answer = await self._ask(caller, action, details)
+        if answer is _Answer.NO and self._clock() - begun >= RULES_SECONDS:
+            _LOG.warning("polkit stopped its rules for %s; it is asked again", action.value)
+            return await self._ask(caller, action, details, seconds=_AGAIN_SECONDS)
+        return answer
+
     async def _ask(
         self,
         caller: Caller,
@@ -207,7 +230,9 @@ class Authority:
         details: Mapping[str, str],
         *,
         interactive: bool = False,
+        seconds: float | None = None,
     ) -> _Answer:
+        limit = self._question_seconds if interactive else seconds or self._answer_seconds
         subject = ("system-bus-name", {"name": Variant("s", caller.name)})
         cancellation = f"usbipsshd-{next(self._ids)}" if interactive else ""
         try:
@@ -224,7 +249,7 @@ class Authority:
                     _ALLOW_USER_INTERACTION if interactive else 0,
                     cancellation,
                 ],
-                timeout=self._question_seconds if interactive else self._answer_seconds,
+                timeout=limit,
             )
         except (asyncio.CancelledError, TimeoutError) as error:
             if cancellation:

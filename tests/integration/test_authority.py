@@ -88,14 +88,19 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(bus: SystemBus, uid: int, **limits: float) -> AsyncIterator[Scene]:
+async def scene(
+    bus: SystemBus, uid: int, *, answer_seconds: float = 20.0, question_seconds: float = 300.0
+) -> AsyncIterator[Scene]:
     service = Connection(bus.address)
     await service.start()
     client = bus.connect(uid)
     await client.connect()
     try:
         caller = await service.callers.get(client.unique_name)
-        yield Scene(bus, Authority(service.call, **limits), caller, client, service)
+        made = Authority(
+            service.call, answer_seconds=answer_seconds, question_seconds=question_seconds
+        )
+        yield Scene(bus, made, caller, client, service)
     finally:
         client.disconnect()
         await client.wait_for_disconnect()
@@ -358,6 +363,33 @@ def test_an_answer_that_is_not_polkits_yes_is_no(answer: Sequence[object]) -> No
         assert caught.value.code is Code.ACCESS_DENIED
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(("took", "code"), [(15.0, None), (10.0, Code.ACCESS_DENIED)])
+def test_rules_that_polkit_stopped_are_asked_again(took: float, code: Code | None) -> None:
+    clock = [1000.0]
+    answers = [False, True]
+    limits: list[float] = []
+
+    async def call(*_: Any, **more: Any) -> tuple[object, ...]:
+        clock[0] += took
+        limits.append(more["timeout"])
+        return ([answers.pop(0), False, {}],)
+
+    async def run() -> None:
+        authority = Authority(call, clock=lambda: clock[0])
+        question = Question(interactive=False)
+        await authority.check(Caller(":1.5", ALICE), [Action.LIST], details("pi"), question)
+
+    if code is None:
+        asyncio.run(run())
+        # Whoever set no limit of their own waits for 25 seconds, and hears of it.
+        assert took + limits[1] < 25
+        return
+    with pytest.raises(UsbipError) as caught:
+        asyncio.run(run())
+    assert caught.value.code is code
+    assert answers == [True]
 
 
 def _pkaction(bus: SystemBus) -> str:
