@@ -44,7 +44,7 @@ class EventStream:
         """The socket; more than one event can be waiting behind it."""
         return self._socket.fileno()
 
-    def next(self, seconds: float = 10.0) -> dict[str, Any]:
+    def next(self, seconds: float = 30) -> dict[str, Any]:
         """The next event; TimeoutError."""
         self._socket.settimeout(seconds)
         line = self._file.readline()
@@ -224,7 +224,7 @@ class FakeKernel:
         return state
 
     def wait(
-        self, condition: Callable[[dict[str, Any]], bool], seconds: float = 10.0
+        self, condition: Callable[[dict[str, Any]], bool], seconds: float = 30
     ) -> dict[str, Any]:
         """Wait until the state is as wanted and return it; TimeoutError."""
         deadline = time.monotonic() + seconds

@@ -145,7 +145,7 @@ async def _session_talk(packets: list[bytes]) -> None:
     events: list[Packet] = []
     session = Session(SeqPacket(here), "pi", events.append, first_id=lambda: 1)
     with there_:
-        async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
             running = group.create_task(session.run())
             asking = group.create_task(_ask(RemoteUsb(session, "pi")))
             for packet in packets[:16]:

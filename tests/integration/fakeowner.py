@@ -79,7 +79,7 @@ def owning(bus: SystemBus, service: FakeOwner) -> Iterator[FakeOwner]:
     thread = threading.Thread(target=lambda: asyncio.run(service.serve(bus, ready)))
     thread.start()
     try:
-        assert ready.wait(10)
+        assert ready.wait(30)
         yield service
     finally:
         service.stop()

@@ -126,7 +126,7 @@ class FakeSystemd:
                 os.close(self.stored.pop(name))
             self._lock.notify_all()
 
-    def wait_stored(self, count: int, seconds: float = 10.0) -> None:
+    def wait_stored(self, count: int, seconds: float = 30) -> None:
         """Wait until so many descriptors are kept."""
         with self._lock:
             assert self._lock.wait_for(lambda: len(self.stored) == count, seconds)

@@ -39,7 +39,7 @@ class Recorder:
             self.signals.append(signal)
             self._changed.notify_all()
 
-    def wait(self, find: Callable[[list[Signal]], T | None], seconds: float = 15) -> T:
+    def wait(self, find: Callable[[list[Signal]], T | None], seconds: float = 30) -> T:
         """Wait until ``find`` finds something in all the signals so far, and return that."""
         end = time.monotonic() + seconds
         with self._changed:
@@ -118,7 +118,7 @@ def recording(bus: SystemBus, name: str) -> Iterator[Recorder]:
     thread = threading.Thread(target=lambda: asyncio.run(listen()))
     thread.start()
     try:
-        assert ready.wait(10)
+        assert ready.wait(30)
         yield recorder
     finally:
         for end in stop:

@@ -111,7 +111,7 @@ def play(rules: str, uid: int, act: Callable[[Scene], Awaitable[None]], **limits
     with system_bus(USERS, GROUPS) as bus, polkitd(bus, rules):
 
         async def run() -> None:
-            async with asyncio.timeout(30), scene(bus, uid, **limits) as here:
+            async with asyncio.timeout(60), scene(bus, uid, **limits) as here:
                 await act(here)
 
         asyncio.run(run())
@@ -285,7 +285,7 @@ def test_a_cancelled_request_withdraws_its_question() -> None:
     async def alice(here: Scene) -> None:
         async with Agent(here.bus, ALICE, lambda action, text: None) as agent:
             task = asyncio.ensure_future(here.check(Action.ATTACH, question=Question(True)))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await agent.open.wait()
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
@@ -299,7 +299,7 @@ def test_a_question_that_nobody_answers_is_withdrawn_in_the_end() -> None:
     async def alice(here: Scene) -> None:
         async with Agent(here.bus, ALICE, lambda action, text: None) as agent:
             assert await here.check(Action.ATTACH, question=Question(True)) is Code.ACCESS_DENIED
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await agent.withdrawn.wait()
 
     play(AT_THE_MACHINE, ALICE, alice, question_seconds=0.5)

@@ -63,7 +63,7 @@ def attached(w: World) -> dict[str, str]:
     return found
 
 
-def comes_to(w: World, *busids: str, seconds: float = 15) -> None:
+def comes_to(w: World, *busids: str, seconds: float = 30) -> None:
     wait_until(lambda: set(attached(w)) == set(busids), f"not {busids}", seconds)
 
 

@@ -57,7 +57,7 @@ def told(w: World, path: str, name: str) -> object:
     return w.get(path, ATTACHMENT, name)
 
 
-def becomes(w: World, path: str, state: str, seconds: float = 15) -> None:
+def becomes(w: World, path: str, state: str, seconds: float = 30) -> None:
     wait_until(lambda: told(w, path, "State") == state, f"not {state}", seconds)
 
 

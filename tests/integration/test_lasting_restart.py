@@ -52,7 +52,7 @@ def state(w: World, path: str) -> Any:
     return w.get(path, ATTACHMENT, "State")
 
 
-def becomes(w: World, path: str, wanted: str, seconds: float = 15) -> None:
+def becomes(w: World, path: str, wanted: str, seconds: float = 30) -> None:
     wait_until(lambda: state(w, path) == wanted, f"not {wanted}", seconds)
 
 

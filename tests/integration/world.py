@@ -255,7 +255,7 @@ class World:
             if not busid.startswith("usb") and busid in self.pi.state()["devices"]:
                 self.pi.unplug(busid)
 
-    def check_clean(self, seconds: float = 10, *, held: bool = False) -> None:
+    def check_clean(self, seconds: float = 30, *, held: bool = False) -> None:
         """Nothing is left of anything, on either machine; waits ``seconds`` for that.
 
         With ``held`` a daemon was killed, and what comes to its buses waits for the next one.
@@ -340,7 +340,7 @@ def command_lines() -> list[tuple[int, list[bytes]]]:
     return found
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 15) -> None:
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 30) -> None:
     """Wait for something that sends no event."""
     end = time.monotonic() + seconds
     while not condition():

@@ -21,7 +21,7 @@ CAPTURES = Path(__file__).resolve().parent.parent / "vm/captures"
 Triple = tuple[int, int, int]
 
 
-def run(main: Coroutine[Any, Any, None], seconds: float = 10.0) -> None:
+def run(main: Coroutine[Any, Any, None], seconds: float = 30) -> None:
     """Run a test's coroutine, bounded in time; afterwards no task of its may be left."""
 
     async def bounded() -> None:

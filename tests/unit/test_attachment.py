@@ -313,7 +313,7 @@ class Kept(Story):
         self.given_back += 1
 
     async def comes_to(self, state: State, attempts: int | None = None) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while self.attachment.state is not state or attempts not in (None, self.attempts):  # noqa: ASYNC110
                 await asyncio.sleep(0)
         await settle()

@@ -119,7 +119,7 @@ class Scene:
 
     async def looked(self, times: int = 1) -> None:
         """Wait until it has looked at the remote so many times, and rests."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while self.remote.looks < times:
                 self.remote.news.clear()
                 await self.remote.news.wait()
@@ -127,7 +127,7 @@ class Scene:
 
     async def end(self) -> None:
         self.life.detach()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await self.task
 
 
@@ -296,7 +296,7 @@ def test_a_remote_that_cannot_be_reached_ends_a_new_hub_and_not_one_that_has_wat
             changed=lambda: None,
         )
         life = failed()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await life.run()
         with pytest.raises(UsbipError) as told:
             await life.watching()

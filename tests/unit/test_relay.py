@@ -51,7 +51,7 @@ class FakeChannel:
         self.changed.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not condition():
                 self.changed.clear()
                 await self.changed.wait()
@@ -81,13 +81,13 @@ class Setting:
     async def read(self, size: int) -> bytes:
         loop = asyncio.get_running_loop()
         data = b""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while len(data) < size and (more := await loop.sock_recv(self.near, 65536)):
                 data += more
         return data
 
     async def read_end(self) -> bytes:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             return await asyncio.get_running_loop().sock_recv(self.near, 1)
 
 
