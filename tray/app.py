@@ -25,6 +25,7 @@ from usbipssh_tray.status import Status
 from usbipsshd.client.bus import Bus
 from usbipsshd.client.daemon import Client
 from usbipsshd.client.errors import ClientError
+from usbipsshd.client.mounted import Mounted
 from usbipsshd.client.snapshot import Snapshot
 from usbipsshd.client.sshagent import SshAgent
 
@@ -61,6 +62,7 @@ class App:
         address: str = "",
         ssh_agent: SshAgent = SshAgent(),  # noqa: B008
         clock: Callable[[], float] = time.monotonic,
+        mounted: Mounted = Mounted(),  # noqa: B008
     ) -> None:
         self._show = show
         self._uid = uid
@@ -68,6 +70,7 @@ class App:
         self._ssh_agent = ssh_agent
         self._ask = ask
         self._clock = clock
+        self._mounted = mounted
         self._notices = Notices(session, self.act, uid)
         self._over = asyncio.Event()
         self._client: Client | None = None
@@ -121,7 +124,14 @@ class App:
     async def _serve(self, client: Client) -> None:
         """Work with one connection to the system bus until it ends."""
         listings = self._listings = Listings(client.list_remote, self._update)
-        doing = Doing(client, self._notices, self._ask, look=self._look, changed=self._update)
+        doing = Doing(
+            client,
+            self._notices,
+            self._ask,
+            look=self._look,
+            changed=self._update,
+            mounted=self._mounted,
+        )
         self._client, self._doing = client, doing
         client.listen(self._changed)
         client.listen_to_plugs(lambda remote: self._look(remote, False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ from usbipssh_tray.actions import (
 from usbipssh_tray.text import _
 from usbipsshd.client.daemon import Client
 from usbipsshd.client.errors import ClientError
+from usbipsshd.client.mounted import Mounted, Use
 from usbipsshd.errors import NO_AGENT
 
 log = logging.getLogger(__name__)
@@ -55,8 +57,10 @@ class Doing:
         *,
         look: Callable[[str, bool], None],
         changed: Callable[[], None],
+        mounted: Mounted,
     ) -> None:
         self._client = client
+        self._mounted = mounted
         self._tells = tells
         self._ask = ask
         self._look = look
@@ -164,8 +168,12 @@ class Doing:
         self._look(action.remote, False)
 
     async def _detach(self, action: Detach) -> None:
-        self._tells.clicked_off(action.path)
         what = _("Detaching {name}").format(name=action.name or action.path)
+        use = self._mounted.find(action.path, self._client.snapshot, os.getuid())
+        if use is not None:
+            self._tells.failed(what, _in_use(use))
+            return
+        self._tells.clicked_off(action.path)
         try:
             await self._client.detach(action.path, interactive=True)
         except ClientError as error:
@@ -241,3 +249,13 @@ class Doing:
 
     async def _copy(self, text: str) -> None:
         await self._ask("copy", {"text": text})
+
+
+def _in_use(use: Use) -> ClientError:
+    name = use.attachment.name or use.attachment.remote_bus_id
+    if use.mount_point:
+        text = _("{name} is mounted on {place}; unmount it first.")
+    else:
+        text = _("{name} is swap space of this machine; swapoff {place} comes first.")
+    place = use.mount_point or f"/dev/{use.device}"
+    return ClientError("org.usbipssh1.Error.DeviceBusy", text.format(name=name, place=place))

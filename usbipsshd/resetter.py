@@ -16,6 +16,7 @@ from usbipsshd.device import Device
 from usbipsshd.errors import Code, UsbipError
 from usbipsshd.exporter import IN_USE, LocalExporter
 from usbipsshd.localusb import LocalUsb, driver_of, read_text
+from usbipsshd.mounts import mounts
 from usbipsshd.sysfs import this_one, write
 from usbipsshd.udev import Events
 
@@ -77,13 +78,10 @@ class LocalResetter:
                 nodes.add(f"/dev/{Path(path).name}")
             if path.endswith("/holders") and folders:
                 return True
-        for line in read_text(self._mountinfo).splitlines():
-            words = line.split(" ")
-            # proc(5): the device is the third field; what follows "-" is the type and the source.
-            source = words[words.index("-") + 2] if "-" in words[:-2] else ""
-            if words[2:3] and (words[2] in numbers or source in nodes):
-                return True
-        return False
+        return any(
+            mount.number in numbers or mount.source in nodes
+            for mount in mounts(read_text(self._mountinfo))
+        )
 
 
 def _busy(busid: str, why: str) -> UsbipError:

@@ -7,7 +7,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,8 +19,10 @@ from integration.world import World
 LIMIT = 30.0
 
 
-def spawn(session: SessionBus, w: World, uid: int, **options: Any) -> subprocess.Popen[bytes]:
-    """Start the tray as ``uid``, without a display."""
+def spawn(
+    session: SessionBus, w: World, uid: int, *, within: Sequence[str] = (), **options: Any
+) -> subprocess.Popen[bytes]:
+    """Start the tray as ``uid``, without a display; by ``within``, a program that runs another."""
     environment = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(w.tree),
@@ -32,7 +34,7 @@ def spawn(session: SessionBus, w: World, uid: int, **options: Any) -> subprocess
     }
     line = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", sys.executable]
     return subprocess.Popen(
-        [*line, "-m", "usbipssh_tray"],
+        [*within, *line, "-m", "usbipssh_tray"],
         env=environment,
         cwd="/",
         stdin=subprocess.DEVNULL,
@@ -42,14 +44,15 @@ def spawn(session: SessionBus, w: World, uid: int, **options: Any) -> subprocess
 
 @asynccontextmanager
 async def tray(
-    session: SessionBus, w: World, uid: int, ssh_agent: str = ""
+    session: SessionBus, w: World, uid: int, ssh_agent: str = "", within: Sequence[str] = ()
 ) -> AsyncIterator[tuple[Panel, NotificationServer]]:
     """``uid``'s tray in a session with a panel and a notification server.
 
-    ``ssh_agent`` is SSH_AUTH_SOCK there.
+    ``ssh_agent`` is SSH_AUTH_SOCK there; ``within`` as for :func:`spawn`.
     """
     async with panel(session.address) as shown, notifications(session.address) as server:
-        process = spawn(session, w, uid, environment={"SSH_AUTH_SOCK": ssh_agent})
+        agent = {"SSH_AUTH_SOCK": ssh_agent}
+        process = spawn(session, w, uid, within=within, environment=agent)
         try:
             yield shown, server
             process.terminate()

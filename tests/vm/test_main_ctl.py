@@ -65,6 +65,10 @@ def test_attach_status_detach(desk: Desk) -> None:
     for path in (own, f"{folder}/usb{name.partition('-')[0]}"):
         assert "usbipssh" not in desk.run("udevadm", "info", path).lower()
     assert ctl(desk, "attach", "pi", STICK).code == 5
+    with desk.mounted(node) as folder:
+        refused = ctl(desk, "detach", local)
+        assert refused.code == 5
+        assert f"is mounted here, on {folder}; unmount it first" in refused.err
     assert out(desk, "detach", local) == ""
     desk.wait_gone(node)
 

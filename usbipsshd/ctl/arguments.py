@@ -115,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
         "target", nargs="+", metavar="TARGET",
         help="REMOTE/BUSID, a bus id of this machine, an object path, or all",
     )  # fmt: skip
+    one.add_argument("--force", action="store_true", help="also a disk that is mounted here")
 
     one = verbs.add_parser("unbind", help="give back what a remote exports, whoever asked for it")
     one.add_argument("remote", metavar="REMOTE", help="a remote; . is this machine")

@@ -6,17 +6,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import time
 from dataclasses import asdict
 
 from usbipsshd.client.daemon import Client
 from usbipsshd.client.errors import ClientError
+from usbipsshd.client.mounted import Mounted
 from usbipsshd.client.snapshot import Attachment, Device, Snapshot
 from usbipsshd.ctl import columns, events, instance
 from usbipsshd.ctl.arguments import parser
 from usbipsshd.ctl.asking import Asking, Call
 from usbipsshd.ctl.exitcodes import Exit, exit_code
-from usbipsshd.ctl.hints import advised
+from usbipsshd.ctl.hints import advised, in_use
 from usbipsshd.ctl.holding import hold
 from usbipsshd.ctl.terminal import Terminal
 from usbipsshd.ctl.tree import as_json, tree
@@ -30,8 +32,11 @@ MAX_NAMED = 8
 class Commands:
     """One command line's work."""
 
-    def __init__(self, client: Client, terminal: Terminal, words: argparse.Namespace) -> None:
+    def __init__(
+        self, client: Client, terminal: Terminal, words: argparse.Namespace, mounted: Mounted
+    ) -> None:
         self._client = client
+        self._mounted = mounted
         self._terminal = terminal
         self._words = words
         self._asking = Asking(client, terminal)
@@ -243,6 +248,9 @@ class Commands:
         return worst
 
     async def _detached(self, target: str) -> int:
+        use = self._mounted.find(target, self._client.snapshot, os.getuid())
+        if use is not None and not self._words.force:
+            raise in_use(use)
         return await self._asking.granted(
             lambda asks: self._client.detach(target, interactive=asks), f"Detaching {target}"
         )

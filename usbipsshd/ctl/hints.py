@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from usbipsshd.client.errors import ClientError
+from usbipsshd.client.mounted import Use
 from usbipsshd.client.snapshot import Snapshot
 
 
@@ -29,3 +30,15 @@ def _hint(error: ClientError, remote: str, known: Snapshot) -> str:
             return "Run it on a terminal, without --no-ask, to be asked for a password."
         case _:
             return ""
+
+
+def in_use(use: Use) -> ClientError:
+    """Why something is not detached without --force."""
+    name = use.attachment.name or use.attachment.remote_bus_id
+    if use.mount_point:
+        text = f"{name} is mounted here, on {use.mount_point}; unmount it first"
+    else:
+        text = f"{name} is swap space here; swapoff /dev/{use.device} first"
+    return ClientError(
+        "org.usbipssh1.Error.DeviceBusy", f"{text}, or lose what is not written yet with --force."
+    )

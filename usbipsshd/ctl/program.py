@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from usbipsshd.client.daemon import Client
 from usbipsshd.client.errors import ClientError
+from usbipsshd.client.mounted import Mounted
 from usbipsshd.client.sshagent import SshAgent, Use
 from usbipsshd.ctl import streams
 from usbipsshd.ctl.arguments import parser
@@ -64,7 +65,7 @@ async def _run(words: argparse.Namespace, terminal: Terminal) -> int:
     try:
         await client.connect()
         try:
-            return await Commands(client, terminal, words).run()
+            return await Commands(client, terminal, words, Mounted()).run()
         finally:
             with contextlib.suppress(OSError):
                 await client.close()
