@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 from vm.exports import PORT, SERIAL, busid_of, disk, export
 from vm.faults import eventually
+from vm.inuse import FIRST, TEXT, USES, busy, in_use
 from vm.test_main_ways import test_a_stick_comes_by_way_of_a_command as by_way_of_a_command
 from vm.testbed.desk import CallFailed, Desk
 from vm.testbed.pair import Pair
@@ -126,6 +127,30 @@ def test_an_export_works_and_nothing_is_denied(pi: Pi, desk: Desk) -> None:
         assert pi.run("head", "-c", "512", disk(desk, path), timeout=60)
         assert desk.detach("alice", stick) == 1
         mounted_it_is_had_or_put_back(desk, stick)
+    assert desk.denied(since) == []
+
+
+@pytest.mark.parametrize("name", USES)
+def test_what_is_in_use_is_taken_down_and_nothing_is_denied(desk: Desk, name: str) -> None:
+    """The agent here does in its cage what an agent on a remote does, which has none."""
+    use = USES[name]
+    since = len(desk.console_text())
+    with (
+        desk.spare_stick(SERIAL, PORT, use.begins_with),
+        in_use(desk, busid_of(desk), use) as stick,
+    ):
+        before = stick.look()
+        assert FIRST in before
+        with busy(desk, FIRST) as who:
+            with pytest.raises(CallFailed) as refused:
+                export(desk, SERIAL)
+            assert refused.value.name.endswith("DeviceBusy")
+            assert who in refused.value.message
+            assert stick.look() == before
+        path = export(desk, SERIAL)
+        assert FIRST not in desk.run("cat", "/proc/self/mountinfo")
+        assert desk.detach("alice", path) == 1
+        assert stick.again() == TEXT
     assert desk.denied(since) == []
 
 

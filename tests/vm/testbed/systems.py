@@ -117,7 +117,11 @@ class System:
     packages: tuple[str, ...]
 
 
-_BOTH = ("systemd-sysv", "udev", "kmod", "procps", "openssh-server", "iproute2")
+_BOTH = (
+    *("systemd-sysv", "udev", "kmod", "procps", "openssh-server", "iproute2", "dbus"),
+    # What a stick's file systems may be behind
+    *("e2fsprogs", "cryptsetup-bin", "lvm2"),
+)
 PI = System(
     "pi",
     (
@@ -126,14 +130,13 @@ PI = System(
         *("sudo", "libexpat1", "zlib1g"),
         # Other ways to connect a socket, another shell, another ssh server
         *("socat", "ncat", "busybox", "dropbear-bin"),
-        # What a stick's file systems may be behind
-        *("e2fsprogs", "cryptsetup-bin", "lvm2", "dbus", "udisks2"),
+        "udisks2",
     ),
 )
 DESK = System(
     "desk",
     # gdbus is in libglib2.0-bin.
-    (*_BOTH, "dbus", "usbutils", "e2fsprogs", "apparmor", "libglib2.0-bin"),
+    (*_BOTH, "usbutils", "apparmor", "libglib2.0-bin"),
 )
 
 
