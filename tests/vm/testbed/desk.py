@@ -254,9 +254,16 @@ class Desk(UsbMachine):
             self.run("apparmor_parser", "-R", profiles, timeout=180)
 
     def denied(self, since: int = 0) -> list[str]:
-        """What AppArmor has denied since the console had so many characters."""
+        """What AppArmor has denied since the console had so many characters, in short."""
         lines = self.console_text()[since:].splitlines()
-        return [line for line in lines if 'apparmor="DENIED"' in line]
+        return [_brief(line) for line in lines if 'apparmor="DENIED"' in line]
+
+
+def _brief(denial: str) -> str:
+    """Profile, program, what, to what and how, of a line of the kernel's audit."""
+    wanted = ("profile", "comm", "operation", "capname", "name", "requested_mask")
+    found = dict(re.findall(r'(\w+)="([^"]*)"', denial))
+    return " ".join(found[word] for word in wanted if word in found)
 
 
 def _word(value: object) -> str:
