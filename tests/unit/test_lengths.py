@@ -220,3 +220,8 @@ def test_what_is_cleaned_is_cut(limit: int) -> None:
 def test_what_is_cleaned_is_looked_at_no_further_than_needed() -> None:
     assert clean("\0" * 1023 + "x") == "x"
     assert clean("\0" * 1024 + "x") == ""
+
+
+def test_an_error_of_a_record_is_cut() -> None:
+    pair = records._read_pair({"error": ["n" * 1025, "m" * 1025]}, "error")
+    assert pair == ("n" * 128, "m" * 1024)
