@@ -79,6 +79,7 @@ def _attachment(remote: int, device: int) -> dict[str, object]:
         "Speed": 480.0, "State": "attached", "LocalBusId": "5-1", "Port": 1,
         "DeviceNodes": ["/dev/sda", "/dev/sda1"], "Keep": False, "Persist": False,
         "OwnerUid": os.getuid(), "Hub": "/", "AttachedAt": 1, "RetryAt": 0, "LastError": ("", ""),
+        "Direction": "import",
     }  # fmt: skip
 
 
