@@ -47,7 +47,9 @@ class CapturedPi:
 
     def state(self) -> dict[str, Any]:
         """Nothing ever happens on it."""
-        lists: dict[str, Any] = {n: [] for n in ("bound", "connected", "matched", "parked", "ports")}
+        lists: dict[str, Any] = {
+            n: [] for n in ("bound", "connected", "matched", "parked", "ports")
+        }
         return {**lists, "devices": {}}
 
     def wait(self, condition: Callable[[dict[str, Any]], bool], seconds: float = 0) -> None:
