@@ -8,6 +8,7 @@ import os
 import re
 
 from usbipsshd.errors import Code, UsbipError
+from usbipsshd.remotes import is_fingerprint
 from usbipsshd.text import clean
 
 _SENTENCES = {
@@ -38,7 +39,6 @@ IMPORTING_MODULE = "vhci-hcd"
 """The kernel module that attaches devices; usbip-host exports them."""
 
 _HOST_KEY = frozenset({Code.HOST_KEY_UNKNOWN, Code.HOST_KEY_MISMATCH})
-_FINGERPRINT = r"SHA256:[A-Za-z0-9+/]{43}"
 _NAME = r"[A-Za-z0-9_/][A-Za-z0-9_./:@+-]{0,63}"
 _PHRASES = (
     "usbip-host", "vhci-hcd", "hs", "ss", "its port does not come free",
@@ -88,7 +88,7 @@ def explain(remote: str, code: Code, detail: str = "", doing: str = "hand over")
     if code is Code.NOT_PERMITTED_THERE and detail == SUDO_REFUSES:
         sentence = _SUDO
     if code in _HOST_KEY:
-        known = re.fullmatch(_FINGERPRINT, detail, re.ASCII) is not None
+        known = is_fingerprint(detail)
     else:
         known = detail in _REASONS or _KNOWN.fullmatch(detail) is not None
     if not known:

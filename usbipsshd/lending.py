@@ -52,7 +52,7 @@ class Lending:
         ]
         await asking.require(actions, about)
         await service.attachments.awake()
-        with service.links.kept(found, agent) as link:
+        with service.kept(found, agent) as link:
             attachment = Attachment(
                 service.attachments.number(),
                 found.name,

@@ -15,7 +15,7 @@ from usbipsshd.errors import Code, UsbipError
 from usbipsshd.explain import explain
 from usbipsshd.launcher import Launcher
 from usbipsshd.messages import Packet, error_from_json, get_busid, get_object
-from usbipsshd.remotes import Remote
+from usbipsshd.remotes import Remote, is_fingerprint
 from usbipsshd.seqpacket import SeqPacket
 from usbipsshd.way import Way, Ways
 
@@ -305,7 +305,9 @@ class Link:
             return self._ways.refused(self.remote.name)
         error = explain(self.remote.name, failure.code, failure.detail)
         if failure.code in (Code.HOST_KEY_UNKNOWN, Code.HOST_KEY_MISMATCH):
-            self.status.offered_host_key = failure.detail
+            # What is published is a fingerprint, whatever a session says.
+            offered = failure.detail if is_fingerprint(failure.detail) else ""
+            self.status.offered_host_key = offered
         return error
 
     def _on_event(self, packet: Packet) -> None:

@@ -45,9 +45,14 @@ class Remote:
     source: Path | None = None
 
 
+def is_fingerprint(text: str) -> bool:
+    """Whether it looks like a host key's SHA-256 fingerprint."""
+    return _FINGERPRINT.fullmatch(text) is not None
+
+
 def check_fingerprint(text: str) -> str:
     """Return a host key's fingerprint, or raise :exc:`UsbipError` (InvalidArgs)."""
-    if not _FINGERPRINT.fullmatch(text):
+    if not is_fingerprint(text):
         raise UsbipError(
             Code.INVALID_ARGS,
             "A fingerprint is SHA256: and 43 characters, as ssh-keygen -l prints it.",
@@ -165,11 +170,17 @@ class RemoteStore:
         bare = is_name(text) and "." not in text
         return Remote(str(address), address, listed=False, bare=bare)
 
-    def add(self, name: str, options: Mapping[str, object]) -> Remote:
-        """List and keep a new remote; ``options`` may hold address, sudo and label.
+    def check_still(self, remote: Remote) -> None:
+        """Raise :exc:`UsbipError` (UnknownRemote) if a remote that was listed no longer is, or
+        is another one."""
+        if remote.listed and self._remotes.get(remote.name) != remote:
+            raise UsbipError(
+                Code.UNKNOWN_REMOTE,
+                f"The remote {remote.name} was removed or changed meanwhile; try again.",
+            )
 
-        Raises :exc:`UsbipError` (InvalidArgs, LimitsExceeded, Failed).
-        """
+    def new(self, name: str, options: Mapping[str, object]) -> Remote:
+        """The remote that :meth:`add` would list; raise :exc:`UsbipError` where it would not."""
         try:
             self.listed(name)
         except UsbipError as error:
@@ -191,9 +202,17 @@ class RemoteStore:
         text = str(options.get("address", name))
         address = parse_address(text)
         path = self._state / f"{name}.toml"
-        remote = Remote(name, address, sudo=bool(options.get("sudo")), label=label, source=path)
-        values = {"address": text, "sudo": remote.sudo, "label": label}
-        self._write(path, tomli_w.dumps(values))
+        return Remote(name, address, sudo=bool(options.get("sudo")), label=label, source=path)
+
+    def add(self, name: str, options: Mapping[str, object]) -> Remote:
+        """List and keep a new remote; ``options`` may hold address, sudo and label.
+
+        Raises :exc:`UsbipError` (InvalidArgs, LimitsExceeded, Failed).
+        """
+        remote = self.new(name, options)
+        text = str(options.get("address", name))
+        values = {"address": text, "sudo": remote.sudo, "label": remote.label}
+        self._write(self._state / f"{name}.toml", tomli_w.dumps(values))
         # A key pinned for an earlier remote of this name says nothing about this one.
         (self._pins / name).unlink(missing_ok=True)
         self._remotes[name] = remote

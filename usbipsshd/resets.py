@@ -42,7 +42,8 @@ class Resets:
         """
         parsed = Pattern.parse(pattern)
         if not remote:
-            await asking.require([Action.RESET], details(""))
+            others = self._service.others_hold("", asking.uid)
+            await asking.require([Action.RESET], details(""), more=others)
             devices = await self._select(parsed, self._usb.devices(), "This machine")
             lent = {d.busid: self._service.attachments.lent(d.busid) for d in devices}
             for attachment in lent.values():
@@ -71,7 +72,7 @@ class Resets:
         # Somebody else's attachment may be among what is found.
         others = service.others_hold(name, asking.uid)
         await asking.require([*unlisted, Action.RESET], details(name), more=others)
-        with service.links.kept(found, agent) as link:
+        with service.kept(found, agent) as link:
             async with link.use() as session:
                 usb = RemoteUsb(session, name)
                 devices = await self._select(pattern, await usb.devices(), name)

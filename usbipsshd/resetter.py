@@ -42,7 +42,9 @@ class LocalResetter:
             folder = self._usb.path(device.busid)
             if read_text(folder / "usbip_status") == IN_USE:
                 raise _busy(device.busid, "another machine uses it")
-            if device.exported:
+            # What a caller was told of it is a while ago: an export may have been paused since.
+            now = self._usb.device(device.busid)
+            if now is not None and now.exported:
                 # Pulling it out would leave usbip-host with its name.
                 await self._exporter.unbind(device.busid)
             if self._mounted(folder):

@@ -8,7 +8,8 @@ Every method says first what it needs to be allowed. No connection is made befor
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -139,7 +140,7 @@ class Service:
         parsed = Pattern.parse(pattern)
         found = self.store.find(remote)
         await asking.require(_to_connect(found), details(found.name))
-        with self.links.kept(found, agent) as link:
+        with self.kept(found, agent) as link:
             async with link.use() as session:
                 devices = await RemoteUsb(session, found.name).devices()
         return [self._listed(found.name, d) for d in await self._chooser.select(parsed, devices)]
@@ -155,7 +156,7 @@ class Service:
         await asking.require(_to_connect(there_), details(name))
         found = list(self._checks.findings())
         try:
-            with self.links.kept(there_, agent) as link:
+            with self.kept(there_, agent) as link:
                 async with link.use() as session:
                     facts = await RemoteUsb(session, name).facts()
         except UsbipError as error:
@@ -182,7 +183,7 @@ class Service:
         name = found.name
         await asking.require(_to_connect(found), details(name), more=True)
         await self.attachments.awake()
-        with self.links.kept(found, agent) as link:
+        with self.kept(found, agent) as link:
             async with link.use() as session:
                 device = await self._chooser.one(
                     RemoteUsb(session, name), name, parsed, self._is_free(name)
@@ -211,11 +212,23 @@ class Service:
             await self.begin(link, attachment)
         return attachment
 
+    @contextmanager
+    def kept(self, remote: Remote, agent: PassedAgent | None = None) -> Iterator[Link]:
+        """The link to a remote as it was found before anybody was asked; see :meth:`Links.kept`.
+
+        Raises :exc:`UsbipError` (UnknownRemote) for one that was removed while a person thought.
+        """
+        self.store.check_still(remote)
+        with self.links.kept(remote, agent) as link:
+            yield link
+
     async def begin(self, link: Link, attachment: Attachment) -> None:
         """Begin what was authorized, write it down if it persists, and wait until it is usable.
 
-        From then on the attachment itself keeps the link.
+        From then on the attachment itself keeps the link. Raises :exc:`UsbipError`, also where
+        the remote was removed meanwhile (UnknownRemote).
         """
+        self.store.check_still(link.remote)
         self.attachments.begin(link, attachment)
         if attachment.persist and not self._keep():
             await self.attachments.detach(attachment, attachment.owner_uid)
@@ -244,7 +257,7 @@ class Service:
         managing = [Action.MANAGE_REMOTES] if options.persist else []
         actions = [*managing, *_to_connect(found), Action.ATTACH_INPUT]
         await asking.require(actions, details(found.name, name=EVERYTHING))
-        with self.links.kept(found, agent) as link:
+        with self.kept(found, agent) as link:
             hub = Hub(
                 self.hubs.number(),
                 found.name,
@@ -357,8 +370,15 @@ class Service:
         return owner_uid == asking.uid or await asking.may(Action.DETACH_OTHERS, about)
 
     def others_hold(self, remote: str, uid: int) -> bool:
-        """Whether anything of a remote's is attached that is another user's."""
-        return any(a.remote == remote and a.owner_uid != uid for a in self.attachments)
+        """Whether anything of a remote's is attached that is another user's.
+
+        The remote "" is this machine, of which something may be exported.
+        """
+        return any(
+            (a.remote == remote or (not remote and a.direction is Direction.EXPORT))
+            and a.owner_uid != uid
+            for a in self.attachments
+        )
 
     async def may_take(
         self, asking: Asking, remote: str, devices: Sequence[Device]

@@ -35,12 +35,15 @@ class Unbinding:
         parsed = Pattern.parse(pattern)
         attachments = self._service.attachments
         if not remote:
-            await asking.require([Action.UNBIND], details(""))
+            others = self._service.others_hold("", asking.uid)
+            await asking.require([Action.UNBIND], details(""), more=others)
             exported = await self._exported(parsed, self._usb.devices(), "This machine")
             lent = [a for a in map(attachments.lent, (d.busid for d in exported)) if a]
             for export in lent:
                 await self._service.may_detach(asking, export)
             for export in lent:
+                # Its own driver is what this is about, whatever Export was told.
+                export.rebind = True
                 await attachments.detach(export, asking.uid)
             for device in exported:
                 if all(device.busid != export.device.busid for export in lent):
@@ -53,7 +56,7 @@ class Unbinding:
         # Somebody else's attachment may be among what is found.
         others = self._service.others_hold(name, asking.uid)
         await asking.require(actions, details(name), more=others)
-        with self._service.links.kept(found, agent) as link:
+        with self._service.kept(found, agent) as link:
             async with link.use() as session:
                 usb = RemoteUsb(session, name)
                 exported = await self._exported(parsed, await usb.devices(), name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from fakekernel import BLUETOOTH, KEYBOARD, NETWORK, SERIAL_ADAPTER, STICK, FakeInterface
@@ -56,6 +56,8 @@ polkit.addRule(function(action, subject) {
     if (subject.user == "bob" && action.id == "org.usbipssh1.attach") return polkit.Result.YES;
     if (subject.user == "bob" && action.id == "org.usbipssh1.list") return polkit.Result.YES;
     if (subject.user == "bob") return polkit.Result.NO;
+    if (subject.user == "carol" && action.id == "org.usbipssh1.list" &&
+        action.lookup("remote") == "open") return polkit.Result.YES;
     return polkit.Result.NOT_HANDLED;
 });
 """
@@ -285,6 +287,85 @@ def test_a_question_is_a_whole_sentence(w: World, member: str, words: list[str],
     ((_, text),) = asyncio.run(ask())
     assert text.endswith(says), text
     assert "$" not in text
+
+
+def ask_carol(
+    w: World, answer: Callable[[], bool], member: str, *words: str
+) -> tuple[str, list[tuple[str, str]]]:
+    """Carol's call, and what she is asked: the error's name, and the questions."""
+
+    async def ask() -> tuple[str, list[tuple[str, str]]]:
+        async with Agent(w.bus, CAROL, lambda _action, _text: answer()) as agent:
+            client = w.bus.connect(CAROL)
+            await client.connect()
+            signature = "s" * len(words) + "a{sv}"
+            got = await client_call(
+                client, NAME, ROOT, MANAGER, member, signature, *words, {}, flags=INTERACTIVE
+            )
+            client.disconnect()
+            return got.error_name or "", agent.asked
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize(
+    ("member", "name"),
+    [
+        *((member, "spare") for member in ("ListRemote", "AttachAll", "Unbind", "Reset")),
+        *(("Attach", name) for name in ("spare", "open")),
+    ],
+)
+def test_a_remote_that_is_removed_while_a_person_thinks(
+    w: World, member: str, name: str, again: bool
+) -> None:
+    """Of "open" Carol may list the devices, so she is asked once the connection is there."""
+
+    def add(port: int) -> None:
+        w.call(0, "AddRemote", "sa{sv}", name, "1", "address", "s", f"root@127.0.0.1:{port}")
+
+    def removed() -> bool:
+        w.call(0, "RemoveRemote", "sa{sv}", name, "0")
+        if again:
+            # Another machine of the same name, which is not there.
+            add(1)
+        return True
+
+    add(w.ssh.port)
+    w.call(0, "TrustHostKey", "ssa{sv}", name, w.fingerprint(), "0")
+    try:
+        error, asked = ask_carol(w, removed, member, name, "2-1")
+        assert len(asked) == 1
+        assert error == "org.usbipssh1.Error.UnknownRemote"
+        assert w.attachments() == []
+        assert not [path for path in w.objects() if "/hub/" in path]
+        assert w.pi.state()["bound"] == []
+    finally:
+        if f"{ROOT}/remote/{name}" in w.objects():
+            w.call(0, "RemoveRemote", "sa{sv}", name, "0")
+
+
+@pytest.mark.parametrize("member", ["Unbind", "Reset"])
+def test_one_question_about_what_somebody_else_exports(w: World, member: str) -> None:
+    w.desk.plug("1-4", SERIAL_ADAPTER)
+    try:
+        w.call(0, "Export", "ssa{sv}", "pi", "1-4", "0")
+        error, asked = ask_carol(w, lambda: True, member, "", "1-4")
+        assert (error, len(asked)) == ("", 1)
+        w.detach_all()
+    finally:
+        w.desk.unplug("1-4")
+
+
+@pytest.mark.parametrize("name", ["-oProxyCommand=x", "a\nb", "", "a b", "x" * 65])
+def test_nobody_is_asked_about_what_is_no_name(w: World, name: str) -> None:
+    w.refused("InvalidArgs", CAROL, "AddRemote", "sa{sv}", name, "1", "address", "s", "pi")
+    w.refused("InvalidArgs", CAROL, "RemoveRemote", "sa{sv}", name, "0")
+    w.refused("InvalidArgs", CAROL, "AddRemote", "sa{sv}", "new", "1", "address", "s", "a b")
+    w.refused("InvalidArgs", CAROL, "AddRemote", "sa{sv}", "new", "1", "label", "s", "a\nb")
+    w.refused("UnknownRemote", CAROL, "RemoveRemote", "sa{sv}", "nothere", "0")
+    error, asked = ask_carol(w, lambda: True, "RemoveRemote", name)
+    assert (error, asked) == ("org.freedesktop.DBus.Error.InvalidArgs", [])
 
 
 def test_a_caller_that_leaves_takes_its_question_along(w: World) -> None:

@@ -120,6 +120,17 @@ def test_this_machine(w: World) -> None:
     w.refused("DeviceFailed", ALICE, "Reset", "ssa{sv}", "", "1-4", "0", says="1-4")
 
 
+def test_what_is_exported_comes_back(w: World) -> None:
+    path = w.call(ALICE, "Export", "ssa{sv}", "pi", "1-4", "0")
+    before = resets(w.desk, "1-4")
+    assert reset(w, "", "1-4") == ["1-4"]
+    assert resets(w.desk, "1-4") == before + 2
+    now = w.get_all(path, ATTACHMENT)
+    assert (now["State"], now["LastError"]) == ("attached", ["", ""])
+    assert w.call(ALICE, "Detach", "sa{sv}", path, "0") == 1
+    assert w.desk.state()["devices"]["1-4"]["driver"] == "usb"
+
+
 def test_what_is_attached_is_reset_where_it_is(w: World) -> None:
     path = w.attach("2-1")
     here = w.get_all(path, ATTACHMENT)["LocalBusId"]

@@ -72,6 +72,17 @@ def test_ours_is_detached(w: World) -> None:
     w.check_clean()
 
 
+def test_ours_gets_its_driver_back_even_if_attach_was_to_leave_it_without(w: World) -> None:
+    w.attach("2-1", ALICE, "pi", "rebind", "b", "false")
+    assert unbind(w, "pi", "2-1") == ["2-1"]
+    assert w.pi.state()["devices"]["2-1"]["driver"] == "usb"
+    options = ("1", "rebind", "b", "false")
+    w.call(ALICE, "Export", "ssa{sv}", "pi", "1-4", *options)
+    assert unbind(w, "", "1-4") == ["1-4"]
+    assert w.desk.state()["devices"]["1-4"]["driver"] == "usb"
+    assert w.attachments() == []
+
+
 def test_this_machine(w: World) -> None:
     export(w.desk, "1-4")
     local = w.call(BOB, "ListLocal", "sa{sv}", "1-4", "0")

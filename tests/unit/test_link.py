@@ -307,6 +307,7 @@ def test_a_lost_connection_is_told_once_and_the_next_user_connects_again(key: Ke
     [
         (Code.HOST_KEY_UNKNOWN, PRINT, PRINT),
         (Code.HOST_KEY_MISMATCH, PRINT, PRINT),
+        (Code.HOST_KEY_UNKNOWN, f"{PRINT} is right, click here", ""),
         (Code.SSH_AUTH_FAILED, "", ""),
         (Code.CONNECTION_FAILED, "no such host", ""),
     ],

@@ -67,3 +67,8 @@ def test_unbind_gives_back_what_others_left_exported(machines: Pair) -> None:
     # It is as good as new.
     path = desk.attach("alice", STICK)
     assert desk.detach("alice", path) == 1
+    # What Attach was to leave without a driver has one again, too.
+    desk.attach("alice", STICK, rebind=False)
+    (busids,) = desk.manager("alice", "Unbind", "pi", STICK)
+    assert busids == [STICK]
+    assert pi.interface_drivers(STICK) == {f"{STICK}:1.0": "usb-storage"}

@@ -51,6 +51,23 @@ def test_it_is_written_there_and_has_that_here(pi: Pi, desk: Desk, stick: str) -
     assert desk.interface_drivers(stick) == {f"{stick}:1.0": "usb-storage"}
 
 
+def test_reset_and_unbound_it_goes_on_and_comes_back(pi: Pi, desk: Desk, stick: str) -> None:
+    path = export(desk, stick)
+    first = desk.attachment(path)["AttachedAt"]
+    assert desk.manager("alice", "Reset", "", stick, timeout=180) == [[stick]]
+    found = desk.attachment(path)
+    assert (found["State"], found["LastError"]) == ("attached", ["", ""])
+    assert found["AttachedAt"] > first
+    assert pi.run("head", "-c", "512", disk(desk, path), timeout=60)
+    assert desk.manager("alice", "Unbind", "", stick, timeout=180) == [[stick]]
+    assert (pi.taken_ports(), desk.exported()) == ([], [])
+    assert path not in desk.objects()
+    # Unbind is about the driver, whatever Export was told.
+    export(desk, stick, rebind=False)
+    assert desk.manager("alice", "Unbind", "", stick, timeout=180) == [[stick]]
+    assert desk.interface_drivers(stick) == {f"{stick}:1.0": "usb-storage"}
+
+
 def test_what_is_mounted_here_is_unmounted_or_left_alone(pi: Pi, desk: Desk, stick: str) -> None:
     node = desk.disk_of(stick)
     desk.run("mkfs.ext4", "-q", "-F", node, timeout=120)

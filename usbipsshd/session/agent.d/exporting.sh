@@ -177,7 +177,8 @@ release() {
 }
 
 unbind() {
-    if exported "$1" || keeper_of "$1"; then
+    # Also one that was given back without a driver, as its user had wished.
+    if exported "$1" || keeper_of "$1" || { [ -d "$devices/$1" ] && ! driver_of "$devices/$1"; }; then
         release "$1" 1
     elif [ -d "$devices/$1" ]; then
         ok
