@@ -78,7 +78,7 @@ def test_attached_and_detached(scene: Scene, rounds: int) -> None:
         eventually(
             lambda: scene.remote.processes() <= before.processes, 30, "no more processes there"
         )
-        assert scene.settled(20) == []
+        assert scene.settled(60) == []
         row.outcome = (
             "time of each; grown by {} KiB (daemon), {} KiB (session), {} KiB (agent), "
             "no descriptor, no process, no port".format(*grown)

@@ -64,7 +64,9 @@ def test_first_use(machines: Pair) -> None:
 
     assert path in run(6)
     assert "usb-storage" in desk.usb_tree()
-    # lsblk tells what udev has found out by then.
+    # A disk is there a second after its driver (usb-storage's delay_use); lsblk tells what udev
+    # has found out by then.
+    desk.wait_there("/dev/sda")
     desk.run("udevadm", "settle", "--timeout=60", timeout=90)
     assert desk.run("lsblk", "-n", "-o", "LABEL", "/dev/sda").strip() == "TESTSTICK"
     found = desk.attachment(path)

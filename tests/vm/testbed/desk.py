@@ -175,11 +175,11 @@ class Desk(UsbMachine):
         """What `lsusb -t` shows."""
         return self.run("lsusb", "-t")
 
-    def wait_gone(self, path: str, seconds: int = 15) -> None:
+    def wait_gone(self, path: str, seconds: int = 60) -> None:
         """Wait until a file of /dev or /sys is no longer there."""
         self._wait('[ ! -e "$1" ]', path, seconds)
 
-    def wait_there(self, path: str, seconds: int = 15) -> None:
+    def wait_there(self, path: str, seconds: int = 60) -> None:
         """Wait until a file of /dev or /sys is there."""
         self._wait('[ -e "$1" ]', path, seconds)
 

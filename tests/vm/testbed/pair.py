@@ -36,7 +36,7 @@ class Pair:
             for each in machine.exports_left() + machine.ports_left()
         ]
 
-    def settled(self, look: Callable[[], list[str]], seconds: float = 20) -> list[str]:
+    def settled(self, look: Callable[[], list[str]], seconds: float = 60) -> list[str]:
         """What `look` still finds after it had `seconds` to become empty."""
         deadline = time.monotonic() + seconds
         while (found := look()) and time.monotonic() < deadline:
