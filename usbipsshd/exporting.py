@@ -30,7 +30,7 @@ from usbipsshd.localusb import LocalUsb, read_text
 from usbipsshd.pattern import Pattern
 from usbipsshd.remoteusb import RemoteUsb
 from usbipsshd.sysfs import write
-from usbipsshd.usable import BIND_SECONDS, is_usable, nodes_of
+from usbipsshd.usable import nodes_of, patience
 from usbipsshd.vhci import speed_code
 
 log = logging.getLogger(__name__)
@@ -127,11 +127,11 @@ class Exporting(Doing):
 
     async def _usable(self, usb: RemoteUsb, device: Device) -> None:
         """Wait until drivers there have bound as far as they will; one may be missing there."""
-        deadline = monotonic() + BIND_SECONDS
+        begun = monotonic()
         while True:
             now = await usb.loan(device.busid)
             self._show(now)
-            if is_usable(device, now) or monotonic() >= deadline:
+            if monotonic() - begun >= patience(device, now):
                 return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_SECONDS):

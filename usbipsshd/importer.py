@@ -20,7 +20,7 @@ from usbipsshd.localusb import LocalUsb, read_text
 from usbipsshd.sysfs import write
 from usbipsshd.takenports import TakenPorts
 from usbipsshd.udev import Events
-from usbipsshd.usable import BIND_SECONDS, is_usable, nodes_of
+from usbipsshd.usable import nodes_of, patience
 from usbipsshd.vhci import ERROR, FREE, USED, Port, Vhci
 
 log = logging.getLogger(__name__)
@@ -273,14 +273,14 @@ class Importer:
 
         A driver that is missing here is no failure: the device may be used without one.
         """
-        deadline = monotonic() + BIND_SECONDS
-        while monotonic() < deadline:
+        begun = monotonic()
+        while True:
             now = self.vhci.port(port.number)
             if now is None or now.state == FREE or now.local_busid != busid:
                 raise self._vanished()
             if (error := self.changed(Imported(port.number, approved.devid, busid))) is not None:
                 raise error
-            if is_usable(approved, self.usb.device(busid)):
+            if monotonic() - begun >= patience(approved, self.usb.device(busid)):
                 return
             await self._events.wait(LOOK_SECONDS)
 

@@ -8,24 +8,32 @@ import re
 from usbipsshd.device import Device
 
 BIND_SECONDS = 6.0
-"""For drivers to bind and nodes to appear, once the device may have drivers."""
+"""For drivers to bind, once the device may have some."""
+NODES_SECONDS = 15.0
+"""For a driver that has bound to make its nodes: a disk has none before it spins."""
 
 _HAS_NODES = frozenset({0x03, 0x08})
 _GENERIC = re.compile(r"sg\d+").fullmatch
 
 
-def is_usable(approved: Device, now: Device | None) -> bool:
-    """Whether ``now``, which is ``approved`` where it is attached, has the nodes that it will have.
+def patience(approved: Device, now: Device | None) -> float:
+    """How long to wait for nodes of ``now``, which is ``approved`` where it is attached.
 
-    A driver that is missing there is no failure: who asks must not wait for ever.
+    Seconds since it may have drivers; 0 when it has the nodes that it will have. A driver that
+    is missing there is no failure: who asks must not wait for ever.
     """
     interfaces = now.interfaces if now is not None else ()
+    if not interfaces:
+        return BIND_SECONDS
     wanted = {i.number for i in approved.interfaces if i.nodes or i.class_ in _HAS_NODES}
-    # A disk's generic node is there first, its own only once the disk was looked at.
-    have = {i.number for i in interfaces if any(not _GENERIC(n) for n in i.nodes)}
     # What was told of the device may lack one: its driver was just being changed there.
-    here = {i.number for i in interfaces if i.class_ in _HAS_NODES}
-    return bool(interfaces) and wanted | here <= have
+    wanted |= {i.number for i in interfaces if i.class_ in _HAS_NODES}
+    # A disk's generic node is there first, its own only once the disk was looked at.
+    wanted -= {i.number for i in interfaces if any(not _GENERIC(n) for n in i.nodes)}
+    if not wanted:
+        return 0.0
+    bound = {i.number for i in interfaces if i.driver}
+    return NODES_SECONDS if wanted & bound else BIND_SECONDS
 
 
 def nodes_of(device: Device | None) -> list[str]:

@@ -28,6 +28,7 @@ from unit.made import (
 )
 
 import usbipsshd.importer
+import usbipsshd.usable
 from usbipsshd.device import Device
 from usbipsshd.errors import Code
 from usbipsshd.hold import Hold
@@ -329,7 +330,7 @@ def test_what_other_programs_attach_meanwhile_is_let_through(machine: Machine, f
 def test_a_machine_whose_policy_holds_new_devices_is_obeyed(
     machine: Machine, fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(usbipsshd.importer, "BIND_SECONDS", 0.05)
+    monkeypatch.setattr(usbipsshd.usable, "BIND_SECONDS", 0.05)
     fill(machine.vhci / "usb4", authorized_default=0)
 
     async def main() -> None:
@@ -383,7 +384,7 @@ def test_a_device_that_never_answers(
 def test_a_missing_driver_is_no_failure(
     machine: Machine, fd: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(usbipsshd.importer, "BIND_SECONDS", 0.05)
+    monkeypatch.setattr(usbipsshd.usable, "BIND_SECONDS", 0.05)
     driverless = replace(ARRIVED, interfaces=(replace(STICK.interfaces[0], nodes=(), driver=""),))
 
     async def main() -> None:
