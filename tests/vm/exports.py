@@ -45,9 +45,8 @@ def export(
 
 
 def disk(desk: Desk, path: str) -> str:
-    """The stick's node on pi."""
-    (node,) = (n for n in desk.attachment(path)["DeviceNodes"] if n.startswith("/dev/sd"))
-    return str(node)
+    """Wait for the stick's disk on pi; its node there."""
+    return desk.node(path)
 
 
 def written(pi: Pi) -> tuple[int, str]:

@@ -209,10 +209,8 @@ class Stick:
         self._status = "/run/testbed-writer"
 
     def node(self, attachment: str) -> str:
-        """The stick's block device."""
-        nodes = self._desk.attachment(attachment)["DeviceNodes"]
-        (disk,) = [node for node in nodes if node.startswith("/dev/sd")]
-        return str(disk)
+        """Wait for the stick's block device; its node."""
+        return self._desk.node(attachment, seconds=60 * self._patience)
 
     def begin(self, attachment: str) -> None:
         """Mount it and begin to write; some blocks are there when this returns."""

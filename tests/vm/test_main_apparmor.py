@@ -97,8 +97,7 @@ def test_everything_works_and_nothing_is_denied(pi: Pi, desk: Desk) -> None:
     # An expression is tried by a process of its own.
     assert [d["busid"] for d in desk.list_remote("alice", "pi", "QEMU.*HARD")] == ["2-2"]
     stick = desk.attach("alice", "46f4:1", keep=True)
-    disk = next(n for n in desk.attachment(stick)["DeviceNodes"] if n.startswith("/dev/sd"))
-    assert desk.run("head", "-c", "1000", disk, timeout=120)
+    assert desk.run("head", "-c", "1000", desk.node(stick), timeout=120)
     keyboard = desk.attach("alice", BUSIDS["keyboard"])
     told = profiles(desk)
     assert told == {"usbipsshd (enforce)", "usbipssh-session (enforce)"}

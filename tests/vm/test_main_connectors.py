@@ -20,7 +20,7 @@ def test_one_is_enough(pi: Pi, desk: Desk, name: str) -> None:
     with pi.only_connector(name):
         assert (pi.ssh.attempt("python3", "-c", "").code == 0) == (name == "python3")
         path = desk.attach("alice", "46f4:1")
-        node = next(n for n in desk.attachment(path)["DeviceNodes"] if n.startswith("/dev/sd"))
+        node = desk.node(path)
         with desk.mounted(node) as folder:
             begin = desk.shell('head -c 1000000 "$1/random.bin" | sha256sum', folder)
         assert begin.split()[0] == hashlib.sha256(stick_files()["random.bin"][:1000000]).hexdigest()

@@ -35,8 +35,7 @@ termios.tcdrain(port)
 
 def test_what_is_typed_at_pi_arrives(pi: Pi, desk: Desk) -> None:
     path = desk.attach("alice", "030101")
-    nodes = desk.attachment(path)["DeviceNodes"]
-    (node,) = (name for name in nodes if name.startswith("/dev/input/event"))
+    node = desk.node(path, "/dev/input/event")
     with key_events(desk, node) as events:
         pi.press("a")
         assert [next(events), next(events)] == [KeyEvent(KEY_A, 1), KeyEvent(KEY_A, 0)]
@@ -59,8 +58,7 @@ def test_what_is_typed_at_pi_arrives(pi: Pi, desk: Desk) -> None:
 def test_a_serial_adapter_carries_every_byte_both_ways(pi: Pi, desk: Desk) -> None:
     data = bytes(range(256)) * 6
     path = desk.attach("alice", BUSIDS["adapter"])
-    (node,) = desk.attachment(path)["DeviceNodes"]
-    assert node.startswith("/dev/ttyUSB")
+    node = desk.node(path, "/dev/ttyUSB")
     with (
         pi.adapter_line() as line,
         desk.ssh.start("timeout", "60", "python3", "-c", _REVERSE, node, str(len(data))) as program,
@@ -86,8 +84,7 @@ def test_two_at_once(machines: Pair) -> None:
             lambda name: desk.attach("alice", BUSIDS[name]), ("stick", "keyboard")
         )
     assert sorted(port.hub for port in desk.taken_ports()) == ["hs", "ss"]
-    disk = next(n for n in desk.attachment(stick)["DeviceNodes"] if n.startswith("/dev/sd"))
-    keys = next(n for n in desk.attachment(keyboard)["DeviceNodes"] if "event" in n)
+    disk, keys = desk.node(stick), desk.node(keyboard, "/dev/input/event")
 
     def read() -> dict[str, str]:
         with desk.mounted(disk) as folder:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -163,6 +164,20 @@ class Desk(UsbMachine):
     def attachment(self, path: str) -> dict[str, Any]:
         """An attachment's properties."""
         return self.properties(path, f"{BUS_NAME}.Attachment")
+
+    def node(self, path: str, begins: str = "/dev/sd", seconds: float = 60) -> str:
+        """Wait for an attachment's node that begins so, on the remote for an export; return it.
+
+        Attach waits for it, too, but not for ever: on a slow machine it may come after that.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            nodes: list[str] = self.attachment(path)["DeviceNodes"]
+            if found := [node for node in nodes if node.startswith(begins)]:
+                return found[0]
+            if time.monotonic() > deadline:
+                raise TestbedError(f"{path} has no {begins}… within {seconds:.0f} s: {nodes}")
+            time.sleep(0.2)
 
     def detach(self, user: str, target: str) -> int:
         """Detach; how many there were."""
