@@ -14,13 +14,18 @@ from vm.testbed.pi import Pi
 SERIAL = "DESK0001"
 PORT = "2"
 STATUS = "/run/testbed-export"
-WRITER = (
-    'n=0; while [ ! -e "$2.stop" ]; do'
-    ' dd if=/dev/zero of="$1" bs=4096 seek=$((n % 2048)) count=1'
-    " conv=fsync,nocreat,notrunc 2>/dev/null ||"
-    ' { echo "$n failed" >"$2"; exit; }; n=$((n+1)); echo "$n runs" >"$2"; done;'
-    ' echo "$n stopped" >"$2"'
-)
+WRITER = """
+node=$1 status=$2 conv=fsync,nocreat,notrunc n=0
+# Whoever reads it finds it whole.
+tell() { echo "$n $1" >"$status.new" && mv "$status.new" "$status"; }
+while [ ! -e "$status.stop" ]; do
+    dd if=/dev/zero of="$node" bs=4096 count=1 seek=$((n % 2048)) conv=$conv 2>/dev/null ||
+        { tell failed; exit; }
+    n=$((n + 1))
+    tell runs
+done
+tell stopped
+"""
 
 
 def busid_of(desk: Desk) -> str:
@@ -52,7 +57,7 @@ def disk(desk: Desk, path: str) -> str:
 def written(pi: Pi) -> tuple[int, str]:
     """How many blocks were written there, and how the writer is."""
     number, _, told = pi.shell('cat "$1" 2>/dev/null || echo 0 runs', STATUS).strip().partition(" ")
-    return int(number or 0), told
+    return int(number), told
 
 
 def goes_on(pi: Pi, blocks: int = 5) -> None:
@@ -65,6 +70,8 @@ def goes_on(pi: Pi, blocks: int = 5) -> None:
 def being_written(pi: Pi, node: str) -> Iterator[None]:
     """A program on pi writes block after block while the block runs."""
     pi.shell(
+        # The one before has ended, but its name may still be taken.
+        "systemctl stop testbed-export 2>/dev/null\n"
         'rm -f "$1" "$1.stop"; exec systemd-run -q --collect --unit testbed-export'
         ' sh -c "$2" sh "$3" "$1"',
         STATUS, WRITER, node,

@@ -36,6 +36,8 @@ class Use:
     done: str
     """Ends the use, whatever state it is in."""
     begins_with: bytes = b""
+    parts: int = 0
+    """How many partitions it begins with."""
 
 
 _MKFS = "mke2fs -q -F -t ext4 "
@@ -44,6 +46,7 @@ _MOUNTS = 'grep -F " $2" /proc/self/mountinfo | cut -d" " -f3-5; '
 USES = {
     "partitions": Use(
         begins_with=_partitions(30, 30),
+        parts=2,
         make=f'{_MKFS}"$1"1; {_MKFS}"$1"2; mount "$1"1 "$2"; mkdir "$2/in it";'
         ' mount "$1"2 "$2/in it"',
         look=_MOUNTS,
@@ -52,6 +55,7 @@ USES = {
     ),
     "swap": Use(
         begins_with=_partitions(30, 30),
+        parts=2,
         make=f'{_MKFS}"$1"1; mount "$1"1 "$2"; mkswap -q "$1"2 || mkswap "$1"2; swapon "$1"2',
         look=_MOUNTS + 'grep -c "^$1" /proc/swaps',
         again='mount "$1"1 "$2"; swapon "$1"2',
@@ -91,7 +95,7 @@ class InUse:
         self._machine = machine
         self._busid = busid
         self._use = use
-        self._node = machine.disk_of(busid)
+        self._node = machine.disk_of(busid, parts=use.parts)
 
     def _run(self, script: str) -> str:
         return self._machine.shell(script, self._node, FIRST, SECOND, timeout=180)
@@ -106,7 +110,7 @@ class InUse:
 
     def again(self) -> str:
         """Use it again; what is in its file."""
-        self._node = self._machine.disk_of(self._busid)
+        self._node = self._machine.disk_of(self._busid, parts=self._use.parts)
         self._run(f"udevadm settle; set -e; {self._use.again} >&2")
         return self._run('cat "$2/text"').strip()
 
@@ -131,7 +135,8 @@ def in_use(machine: UsbMachine, busid: str, use: Use) -> Iterator[InUse]:
 def busy(machine: UsbMachine, folder: str) -> Iterator[str]:
     """Somebody works in that folder; how that is told."""
     unit = "testbed-busy"
-    machine.run("systemd-run", "-q", "--collect", "--unit", unit,
+    # With Type=exec it is in that folder, and is sleep, when this returns.
+    machine.run("systemd-run", "-q", "--collect", "--unit", unit, "-p", "Type=exec",
                 "-p", f"WorkingDirectory={folder}", "sleep", "infinity")  # fmt: skip
     try:
         pid = machine.run("systemctl", "show", "-P", "MainPID", unit).strip()

@@ -253,7 +253,9 @@ class Desk(UsbMachine):
         )
 
     def journal(self, unit: str = "usbipsshd") -> str:
-        """What a unit has logged since this machine booted."""
+        """What a unit has logged since this machine booted, all of it."""
+        # journald may not have written yet what it was sent.
+        self.run("journalctl", "--sync")
         return self.run("journalctl", "--no-pager", "-o", "cat", "-u", f"{unit}*", timeout=60)
 
     @contextmanager
@@ -270,7 +272,7 @@ class Desk(UsbMachine):
 
     def denied(self, since: int = 0) -> list[str]:
         """What AppArmor has denied since the console had so many characters, in short."""
-        lines = self.console_text()[since:].splitlines()
+        lines = self.console_caught_up()[since:].splitlines()
         return [_brief(line) for line in lines if 'apparmor="DENIED"' in line]
 
 

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -102,7 +103,7 @@ class Machine:
         self._note.write_text(json.dumps({"pid": self._process.pid, "port": port}))
 
     def _forwarded_port(self) -> int:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             if self._process is not None and self._process.poll() is not None:
                 break
@@ -150,7 +151,7 @@ class Machine:
             finally:
                 os.close(handle)
         if self._process is not None:
-            self._process.wait(timeout=20)
+            self._process.wait(timeout=60)
             self._process = None
         self._note.unlink(missing_ok=True)
         self.monitor.unlink(missing_ok=True)
@@ -195,6 +196,17 @@ class Machine:
         if not self.console.exists():
             return ""
         return self.console.read_text(errors="replace").replace("\r", "")
+
+    def console_caught_up(self, seconds: float = 60) -> str:
+        """Wait until what the kernel has said by now has arrived; all that is there then."""
+        mark = f"testbed: {uuid.uuid4().hex}"
+        self.shell('echo "<3>$1" >/dev/kmsg', mark)
+        deadline = time.monotonic() + seconds
+        while mark not in (text := self.console_text()):
+            if time.monotonic() > deadline:
+                raise TestbedError(f"{self.name}'s console does not show what its kernel says")
+            time.sleep(0.1)
+        return text
 
     def trouble(self, since: int = 0) -> list[str]:
         """Lines of the console log, from character `since` on, that tell of a broken kernel."""

@@ -152,7 +152,7 @@ class Pi(UsbMachine):
     def adapter_line(self) -> Iterator[socket.socket]:
         """The far end of the serial adapter's line: what is written here arrives at its port."""
         with socket.socket(socket.AF_UNIX) as line:
-            line.settimeout(30)
+            line.settimeout(60)
             line.connect(str(self._adapter_path))
             yield line
 

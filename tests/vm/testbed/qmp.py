@@ -16,7 +16,7 @@ from .host import TestbedError
 class Qmp:
     """One connection to a machine's monitor. QEMU talks to one client at a time."""
 
-    def __init__(self, path: Path, timeout: float = 20) -> None:
+    def __init__(self, path: Path, timeout: float = 60) -> None:
         self._timeout = timeout
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(timeout)

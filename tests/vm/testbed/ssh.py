@@ -56,18 +56,25 @@ class Ssh:
 
     def connect(self, deadline: float) -> None:
         """Wait for the server until `deadline` (monotonic seconds), then log in."""
-        while not self.answers():
+        while not (self.answers() and self._logged_in()):
             if time.monotonic() > deadline:
                 raise TestbedError(f"no ssh server on {self.machine} in time")
             time.sleep(0.2)
-        subprocess.run(
-            ["ssh", *self._options, "-M", "-N", "-f", "root@127.0.0.1"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=60,
-            check=True,
-        )
+
+    def _logged_in(self) -> bool:
+        """Begin the shared connection; one that is still booting may not be ready for it."""
+        try:
+            done = subprocess.run(
+                ["ssh", *self._options, "-M", "-N", "-f", "root@127.0.0.1"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=60,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return False
+        return done.returncode == 0
 
     def disconnect(self) -> None:
         """End the shared connection."""

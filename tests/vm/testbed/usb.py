@@ -64,14 +64,19 @@ class UsbMachine(Machine):
             qmp.command("device_del", id=serial)
             qmp.wait("DEVICE_DELETED", device=serial)
 
-    def disk_of(self, busid: str, seconds: int = 40) -> str:
-        """Wait for the disk of a stick that is this machine's; its node."""
+    def disk_of(self, busid: str, seconds: int = 60, parts: int = 0) -> str:
+        """Wait for the disk of a stick of this machine's, and its first partitions; its node."""
         script = (
-            'i=0; until set -- "$1" /sys/bus/usb/devices/"$1":*/host*/target*/*/block/sd*'
-            ' && [ -b "/dev/${2##*/}" ]; do set -- "$1"; i=$((i+1));'
-            f' [ $i -lt {seconds * 10} ] || exit 1; sleep 0.1; done; echo "/dev/${{2##*/}}"'
+            "i=0; while :; do\n"
+            'for disk in /sys/bus/usb/devices/"$1":*/host*/target*/*/block/sd*; do\n'
+            "node=/dev/${disk##*/}; there=1\n"
+            'for part in "" $2; do [ -b "$node$part" ] || there=; done\n'
+            '[ -z "$there" ] || { echo "$node"; exit; }\n'
+            "done\n"
+            f"i=$((i+1)); [ $i -lt {seconds * 10} ] || exit 1; sleep 0.1; done"
         )
-        return self.shell(script, busid, timeout=seconds + 30).strip()
+        numbers = " ".join(str(number + 1) for number in range(parts))
+        return self.shell(script, busid, numbers, timeout=seconds + 30).strip()
 
     # What its kernel shows.
 
@@ -80,7 +85,7 @@ class UsbMachine(Machine):
         path = f"/sys/bus/usb/devices/{busid}/driver"
         return self.shell('[ ! -e "$1" ] || basename "$(readlink "$1")"', path).strip()
 
-    def wait_driver(self, busid: str, driver: str, seconds: int = 20) -> None:
+    def wait_driver(self, busid: str, driver: str, seconds: int = 60) -> None:
         """Wait until a device has this driver (empty: until it has none or is gone)."""
         script = (
             'i=0; until l=$(readlink "$1") || l=; [ "${l##*/}" = "$2" ]; do'
