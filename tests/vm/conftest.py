@@ -108,6 +108,7 @@ def remote_before(machines: Pair) -> Remote:
 def scene(machines: Pair, remote_before: Remote, log: Log, times: Table) -> Iterator[Scene]:
     """What a fault needs; afterwards everything is detached, at most one agent is left on pi."""
     pi, desk = machines.pi, machines.desk
+    log.catch_up()
     yield Scene(machines, pi, desk, remote_before, Stick(desk), log, times)
     forget(desk)
     assert machines.settled(machines.devices_left, 70) == []

@@ -7,6 +7,7 @@ import json
 import subprocess
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,11 @@ PERSON = "alice"
 STICK, KEYBOARD = "2-2", "1-1"
 MOUNT = "/run/testbed-mount"
 DEAD_PEER_SECONDS = 15.0
+"""Within which a dead peer is noticed; a session's timers add up to 12 s, an agent's to 13 s."""
+STALL_SECONDS = 10.0
+"""What a moment in which nothing runs on an emulated machine may add to that."""
 GIVEN_BACK_SECONDS = 60.0
+_MARK = "testbed-log"
 
 
 def eventually(look: Callable[[], bool], seconds: float, what: str) -> float:
@@ -53,7 +58,10 @@ class Entry:
 
 
 class Log:
-    """The daemon's journal, from the beginning of this boot on, as it comes."""
+    """The daemon's journal, from the beginning of this boot on, as it comes.
+
+    What was there before has arrived when it is made.
+    """
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
@@ -65,14 +73,17 @@ class Log:
         self._process = self._desk.ssh.start(
             "journalctl", "-f", "-n", "all", "-o", "json",
             "--output-fields=MESSAGE,MESSAGE_ID,USBIPSSH_BUSID",
-            "_SYSTEMD_UNIT=usbipsshd.service",
+            "_SYSTEMD_UNIT=usbipsshd.service", "+", f"SYSLOG_IDENTIFIER={_MARK}",
         )  # fmt: skip
         self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
         self._reader.start()
+        self.catch_up()
 
     def _read(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
         for line in process.stdout:
+            if not line.endswith(b"\n"):
+                break  # Its machine went away in the middle of it.
             fields = json.loads(line)
             entry = Entry(
                 time.monotonic(),
@@ -106,13 +117,21 @@ class Log:
         self._entries.clear()
         self._open()
 
+    def catch_up(self) -> None:
+        """Wait until all that was logged by now has arrived."""
+        mark = f"{_MARK} {uuid.uuid4().hex}"
+        # By the same way as the daemon's lines, so that it comes after them.
+        entry = f"SYSLOG_IDENTIFIER={_MARK}\nMESSAGE={mark}\n"
+        self._desk.run("logger", "--journald", data=entry)
+        self.wait(mark, since=0.0, seconds=60)
+
     def texts(self, since: float) -> list[str]:
         """The lines since then, for a failed assertion."""
         with self._news:
             return [entry.text for entry in self._entries if entry.at >= since]
 
     def wait(
-        self, what: Happening | str, busid: str = "", *, since: float, seconds: float = 30
+        self, what: Happening | str, busid: str = "", *, since: float, seconds: float = 60
     ) -> float:
         """Wait for a happening (of a device), or a line with some text; when it came."""
 
@@ -137,6 +156,7 @@ class Log:
 
     def has(self, what: Happening, busid: str = "", *, since: float) -> bool:
         """Whether that happened by now."""
+        self.catch_up()
         try:
             self.wait(what, busid, since=since, seconds=0)
         except AssertionError:
@@ -216,6 +236,8 @@ class Stick:
         """Mount it and begin to write; some blocks are there when this returns."""
         self.mount(self.node(attachment))
         self._desk.shell(
+            # The one before has ended, but its name may still be taken.
+            "systemctl stop testbed-writer 2>/dev/null\n"
             'rm -f "$1" "$1.stop"; exec systemd-run -q --collect --unit testbed-writer'
             ' python3 -c "$2" "$3" "$1"',
             self._status, _WRITER, self._path,
@@ -240,7 +262,7 @@ class Stick:
         number, _, told = text.strip().partition(" ")
         return int(number), told
 
-    def goes_on(self, blocks: int = 5, seconds: int = 40) -> None:
+    def goes_on(self, blocks: int = 5, seconds: int = 60) -> None:
         """Wait until that many more blocks are written; fails if the writer ended."""
         seconds *= self._patience
         self._desk.shell(
@@ -256,7 +278,7 @@ class Stick:
     def stop(self) -> int:
         """Stop writing, which must have gone well to the end; the number of blocks."""
         self._desk.run("touch", f"{self._status}.stop")
-        eventually(lambda: self.progress()[1] != Way.RUNS, 30 * self._patience, "the writer stops")
+        eventually(lambda: self.progress()[1] != Way.RUNS, 60 * self._patience, "the writer stops")
         number, told = self.progress()
         assert told == Way.STOPPED, f"a write failed: {told}"
         return number
@@ -344,15 +366,25 @@ class Remote:
     def _agents(processes: list[_Process]) -> list[_Process]:
         return [p for p in processes if "usbipssh-agent" in p.words and p.pid == p.session]
 
+    def _the_agent(self) -> tuple[_Process, list[_Process]]:
+        """Wait for one before it to end; the one agent, and every process then."""
+        processes: list[_Process] = []
+
+        def alone() -> bool:
+            processes[:] = self._processes()
+            return len(self._agents(processes)) == 1
+
+        eventually(alone, 70, "one agent runs on pi")
+        (agent,) = self._agents(processes)
+        return agent, processes
+
     def sshd(self) -> int:
         """The sshd that the one agent belongs to."""
-        (agent,) = self._agents(self._processes())
-        return agent.parent
+        return self._the_agent()[0].parent
 
     def agent(self) -> list[int]:
         """The processes of the one agent."""
-        processes = self._processes()
-        (agent,) = self._agents(processes)
+        agent, processes = self._the_agent()
         return [p.pid for p in processes if p.session == agent.pid]
 
     def processes(self) -> int:
@@ -399,7 +431,8 @@ class Scene:
 
 def forget(desk: Desk) -> None:
     """Detach everything and everybody: what a failed test left must not fail the next one."""
-    desk.shell('systemctl stop testbed-writer 2>/dev/null; umount -l "$1" 2>/dev/null; :', MOUNT)
+    script = 'systemctl stop testbed-writer 2>/dev/null; umount -l "$1" 2>/dev/null; :'
+    desk.shell(script, MOUNT, timeout=180)
     hubs = [path for path in desk.objects() if "/hub/" in path]
     for path in hubs:
         desk.detach("root", path)

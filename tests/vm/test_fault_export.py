@@ -59,12 +59,13 @@ def test_nothing_is_unplugged_when_the_daemon_goes(
     fault: Callable[[Desk], None], pi: Pi, desk: Desk, stick: str, log: Log
 ) -> None:
     path = export(desk, SERIAL)
+    node = disk(desk, path)
     before = desk.attachment(path)
-    with being_written(pi, disk(desk, path)):
+    with being_written(pi, node):
         begun = monotonic()
         fault(desk)
-        log.wait("still attached", since=begun, seconds=60)
-        log.wait("ready on", since=begun, seconds=60)
+        log.wait("still attached", since=begun, seconds=120)
+        log.wait("ready on", since=begun, seconds=120)
         assert desk.attachment(path) == before
         goes_on(pi)
     assert written(pi)[1] == "stopped"
@@ -107,7 +108,8 @@ def test_an_agent_killed_on_the_remote_costs_a_moment(
         return bool(now["State"] == "attached" and now["AttachedAt"] > since)
 
     eventually(is_back, 90, "it is attached again")
-    assert len(pi.taken_ports()) == 1
+    # The one that its connection had before comes free by itself.
+    eventually(lambda: len(pi.taken_ports()) == 1, 60, "it has one port there")
     assert desk.detach("alice", path) == 1
     assert (pi.taken_ports(), desk.exported()) == ([], [])
 
@@ -115,8 +117,8 @@ def test_an_agent_killed_on_the_remote_costs_a_moment(
 def test_what_persists_is_given_back_and_comes_again(pi: Pi, desk: Desk, stick: str) -> None:
     before = desk.attachment(export(desk, SERIAL, "root", persist=True))
     desk.run("systemctl", "stop", "usbipsshd.service", timeout=120)
-    eventually(lambda: desk.exported() == [], 30, "desk has it again")
-    eventually(lambda: pi.taken_ports() == [], 30, "its port there is free")
+    eventually(lambda: desk.exported() == [], 60, "desk has it again")
+    eventually(lambda: pi.taken_ports() == [], 60, "its port there is free")
     desk.run("systemctl", "start", "usbipsshd.service", timeout=120)
 
     def exports() -> list[str]:

@@ -12,6 +12,7 @@ from vm.faults import (
     DEAD_PEER_SECONDS,
     GIVEN_BACK_SECONDS,
     PERSON,
+    STALL_SECONDS,
     STICK,
     Scene,
     Stick,
@@ -23,7 +24,7 @@ from usbipsshd.journal import Happening
 
 SHORT, LONG = 5.0, 90.0
 """Seconds that the link is cut."""
-PATIENCE = 40.0
+PATIENCE = 60.0
 """Seconds after which what waits on pi gives up."""
 
 # Beside everything else, and in pi's own time: asking it takes longer than it may take.
@@ -94,22 +95,23 @@ def test_link_cut_for_long(scene: Scene) -> None:
         begun = monotonic()
         with _cut(scene):
             row.noticed = log.wait(Happening.LOST, STICK, since=begun) - begun
-            assert row.noticed < DEAD_PEER_SECONDS
+            assert row.noticed < DEAD_PEER_SECONDS + STALL_SECONDS
             noticed_by_pi = _noticed_by_pi(scene)
-            assert noticed_by_pi < DEAD_PEER_SECONDS
-            count = stick.failed()
+            assert noticed_by_pi < DEAD_PEER_SECONDS + STALL_SECONDS
             back = eventually(
                 lambda: pi.interface_drivers(STICK) == {f"{STICK}:1.0": "usb-storage"},
                 GIVEN_BACK_SECONDS,
                 "pi takes its device back",
             )
             assert back - begun < GIVEN_BACK_SECONDS
-            assert pi.exports_left() == []
-            eventually(lambda: pi.agents_left() == [], 20, "the agent goes")
+            # Its driver is there a moment before usbip-host has forgotten its name.
+            eventually(lambda: pi.exports_left() == [], 60, "nothing is exported there")
+            eventually(lambda: pi.agents_left() == [], 60, "the agent goes")
+            count = stick.failed()
             assert state(desk, attachment) in ("waiting", "connecting")
             sleep(max(0.0, begun + LONG - monotonic()))  # this is the fault
         mended = monotonic()
-        row.usable = log.wait(Happening.RESTORED, STICK, since=mended, seconds=90) - mended
+        row.usable = log.wait(Happening.RESTORED, STICK, since=mended, seconds=180) - mended
         stick.check_again(attachment, count)
         row.outcome = (
             f"noticed by pi after {noticed_by_pi:.1f} s; attached again, every block that was "

@@ -76,7 +76,7 @@ def test_attached_and_detached(scene: Scene, rounds: int) -> None:
         assert all(now <= then for now, then in both), (before, after)
         # The agent's last steps are processes of their own.
         eventually(
-            lambda: scene.remote.processes() <= before.processes, 30, "no more processes there"
+            lambda: scene.remote.processes() <= before.processes, 60, "no more processes there"
         )
         assert scene.settled(60) == []
         row.outcome = (

@@ -17,7 +17,7 @@ from usbipsshd.journal import Happening
 DEAD = "dead"
 NOBODY = "root@10.77.0.9"
 """An address of the link that no machine has."""
-ANSWER_SECONDS = 30.0
+ANSWER_SECONDS = 120.0
 
 
 def _attachments(desk: Desk) -> list[str]:

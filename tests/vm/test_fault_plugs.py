@@ -21,10 +21,10 @@ def test_unplugged_under_load_and_replugged_in_the_same_port(scene: Scene) -> No
         pi.unplug("stick")
         row.noticed = log.wait(Happening.LOST, STICK, since=begun) - begun
         count = stick.failed()
-        eventually(lambda: state(desk, attachment) == "waiting", 20, "it waits")
+        eventually(lambda: state(desk, attachment) == "waiting", 60, "it waits")
         back = monotonic()
         pi.plug("stick")
-        row.usable = log.wait(Happening.RESTORED, STICK, since=back, seconds=60) - back
+        row.usable = log.wait(Happening.RESTORED, STICK, since=back, seconds=120) - back
         stick.check_again(attachment, count)
         row.outcome = "counted from each of the two; every block that was written is there"
     assert desk.detach(PERSON, attachment) == 1
@@ -50,7 +50,7 @@ def test_unplugged_while_idle_and_another_comes_in_its_place(scene: Scene) -> No
             pi.unplug("mouse")
             back = monotonic()
             pi.plug("keyboard")
-        row.usable = log.wait(Happening.RESTORED, KEYBOARD, since=back, seconds=60) - back
+        row.usable = log.wait(Happening.RESTORED, KEYBOARD, since=back, seconds=120) - back
         row.outcome = "the other one is left alone"
     assert desk.detach(PERSON, attachment) == 1
 
@@ -65,7 +65,7 @@ def test_replugged_in_another_port(scene: Scene) -> None:
         back = monotonic()
         pi.plug("stick", port="4")
         try:
-            restored = log.wait(Happening.RESTORED, STICK_ELSEWHERE, since=back, seconds=60)
+            restored = log.wait(Happening.RESTORED, STICK_ELSEWHERE, since=back, seconds=120)
             row.usable = restored - back
             assert desk.attachment(by_pattern)["RemoteBusId"] == STICK_ELSEWHERE
             assert desk.detach(PERSON, by_pattern) == 1

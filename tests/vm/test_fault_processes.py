@@ -52,7 +52,7 @@ def test_killed(fault: str, victim: Victim, scene: Scene) -> None:
         kill()
         row.noticed = log.wait(Happening.LOST, STICK, since=begun) - begun
         count = stick.failed()
-        row.usable = log.wait(Happening.RESTORED, STICK, since=begun, seconds=60) - begun
+        row.usable = log.wait(Happening.RESTORED, STICK, since=begun, seconds=120) - begun
         assert row.noticed < DEAD_PEER_SECONDS
         stick.check_again(attachment, count)
         row.outcome = "attached again, every block that was written is there"

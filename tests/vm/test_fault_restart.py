@@ -15,14 +15,19 @@ from usbipsshd.journal import Happening
 
 # Shuts the daemon's connection to the bus down, as if dbus-daemon had closed it.
 _CUT_BUS = """
-import ctypes, os, socket, sys
+import ctypes, errno, os, socket, sys
 pid = int(sys.argv[1])
 libc = ctypes.CDLL(None, use_errno=True)
 own = os.pidfd_open(pid)
 for name in os.listdir(f"/proc/{pid}/fd"):
-    if not os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:"):
-        continue
+    try:
+        if not os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:"):
+            continue
+    except FileNotFoundError:
+        continue  # It was closed meanwhile; the one that is meant is open all the time.
     fd = libc.syscall(438, own, int(name), 0)  # pidfd_getfd
+    if fd < 0 and ctypes.get_errno() == errno.EBADF:
+        continue
     if fd < 0:
         raise OSError(ctypes.get_errno(), "pidfd_getfd")
     with socket.socket(fileno=fd) as sock:
@@ -76,13 +81,15 @@ def test_nothing_is_unplugged(
 ) -> None:
     desk, stick, log = scene.desk, scene.stick, scene.log
     attachment = desk.attach(PERSON, STICK, keep=True)
+    # With its disk, which may come after all else.
+    stick.node(attachment)
     identity = Identity(desk, attachment)
     pid = _pid(desk)
     with stick.written(attachment), scene.times.row(fault) as row:
         begun = monotonic()
         happen(desk)
-        log.wait("still attached", since=begun, seconds=60)
-        row.usable = log.wait("ready on", since=begun, seconds=60) - begun
+        log.wait("still attached", since=begun, seconds=120)
+        row.usable = log.wait("ready on", since=begun, seconds=120) - begun
         assert _pid(desk) != pid
         identity.check()
         stick.goes_on()

@@ -27,7 +27,7 @@ printf %s "$1" > usbip-host/bind
 @pytest.fixture
 def mounted_at_pi(pi: Pi) -> Iterator[str]:
     """The stick is mounted at pi, and somebody there has reason to want it so."""
-    pi.run("mount", "-o", "ro", "/dev/sda", "/mnt")
+    pi.run("mount", "-o", "ro", pi.disk_of(STICK), "/mnt")
     yield "/mnt"
     pi.shell("! mountpoint -q /mnt || umount /mnt")
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 
 import pytest
+from vm.faults import eventually
 from vm.testbed.asking import PASSWORD, administrator, run_answering
 from vm.testbed.desk import Desk
 from vm.testbed.pi import BUSIDS, Pi
@@ -31,7 +33,15 @@ def out(desk: Desk, *words: str) -> str:
     return done.out
 
 
-def test_list_shows_what_is_there(desk: Desk) -> None:
+def tagged(desk: Desk, path: str) -> bool:
+    """Whether udev knows whose a device is."""
+    known = desk.run("udevadm", "info", path)
+    return "USBIPSSH=1" in known and ":usbipssh:" in known
+
+
+def test_list_shows_what_is_there(pi: Pi, desk: Desk) -> None:
+    # Its disk comes a while after its driver, which it may just have got back.
+    pi.disk_of(STICK)
     lines = out(desk, "list", "pi").splitlines()
     assert [line.split()[0] for line in lines if not line.lstrip().startswith(":")] == [
         "1-1", "1-3", "1-3.1", STICK,
@@ -56,9 +66,8 @@ def test_attach_status_detach(desk: Desk) -> None:
     assert f"(attached as {local})" in out(desk, "list", "pi", STICK)
     # The device and everything below it carry the tag; this machine's own do not.
     for path in (f"/sys/bus/usb/devices/{local}", f"/sys/class/block/{node[5:]}"):
-        known = desk.run("udevadm", "info", path)
-        assert "USBIPSSH=1" in known, known
-        assert ":usbipssh:" in known, known
+        # udev comes to it after the kernel.
+        eventually(partial(tagged, desk, path), 60, f"udev knows of {path}")
     # Desk's own mouse, and the bus that it is on.
     own = desk.shell("dirname $(grep -lx MOUSE0002 /sys/bus/usb/devices/*/serial)").strip()
     folder, _, name = own.rpartition("/")
@@ -102,8 +111,10 @@ def test_a_password_is_asked_for_on_the_terminal(pi: Pi, desk: Desk) -> None:
 @pytest.mark.parametrize("more", [(), ("--all",)])
 def test_systemctl_stop_gives_the_device_back(pi: Pi, desk: Desk, more: tuple[str, ...]) -> None:
     """A unit of anybody's with usbipsshctl attach --wait: stopped, it ends well."""
-    desk.run("systemd-run", "--unit=lends", "usbipsshctl", "attach", "--wait", *more, "pi", "46f4")
-    pi.wait_driver(STICK, "usbip-host", 60)
+    # With Type=notify it holds the device, and would notice the signal, when this returns.
+    lends = ("systemd-run", "--unit=lends", "--property=Type=notify")
+    desk.run(*lends, "usbipsshctl", "attach", "--wait", *more, "pi", "46f4", timeout=120)
+    pi.wait_driver(STICK, "usbip-host")
     desk.run("systemctl", "stop", "lends.service", timeout=90)
     # Ended well, a transient unit is forgotten; failed, it would stay.
     assert desk.ssh.attempt("systemctl", "is-failed", "lends.service").code != 0
@@ -158,6 +169,7 @@ def test_a_unit_keeps_its_device_for_another_unit(pi: Pi, desk: Desk) -> None:
     wrong = r"usbipssh@pi\x2d9\x2d9.service"
     assert desk.ssh.attempt("systemctl", "start", wrong, timeout=180).code != 0
     desk.run("systemctl", "stop", wrong)
+    desk.run("journalctl", "--sync")
     log = desk.run("journalctl", "--no-pager", "-o", "cat", "-u", wrong, timeout=60)
     assert "9-9" in log
     desk.shell(f"rm -f {NEEDS}; systemctl daemon-reload; systemctl reset-failed")

@@ -39,11 +39,15 @@ def test_what_is_typed_at_pi_arrives(pi: Pi, desk: Desk) -> None:
     with key_events(desk, node) as events:
         pi.press("a")
         assert [next(events), next(events)] == [KeyEvent(KEY_A, 1), KeyEvent(KEY_A, 0)]
-    # Nobody reads for a while: the kernel would put it to sleep after 2 s if it were allowed to.
+    # Nobody reads for a while: the kernel would put it to sleep after 2 s if it were allowed to,
+    # as udev wishes, which may come to it only now.
     desk.shell(
-        'cd "/sys/bus/usb/devices/$1/power"; [ "$(cat control)" = on ] && sleep 3'
-        ' && [ "$(cat runtime_status)" = active ]',
+        'udevadm settle --timeout=60; cd "/sys/bus/usb/devices/$1/power"; i=0\n'
+        'until [ "$(cat control)" = on ]; do\n'
+        "i=$((i+1)); [ $i -lt 600 ] || exit 1; sleep 0.1; done\n"
+        'sleep 3; [ "$(cat runtime_status)" = active ]',
         desk.attachment(path)["LocalBusId"],
+        timeout=150,
     )
     with key_events(desk, node) as events:
         pi.press("shift", "b")

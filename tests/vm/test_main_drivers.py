@@ -46,7 +46,8 @@ def disguised(pi: Pi, busid: str, vendor_id: int, product_id: int) -> Iterator[N
         yield
     finally:
         pi.shell(
-            f'for file in {" ".join(files)}; do umount "/sys/bus/usb/devices/$1/$file"; done'
+            # Also of one that is just being read.
+            f'for file in {" ".join(files)}; do umount -l "/sys/bus/usb/devices/$1/$file"; done'
             f"; rm -r {FOLDER}",
             busid,
         )
