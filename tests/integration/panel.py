@@ -148,6 +148,16 @@ class Panel:
         found: dict[str, Any] = plain(values)
         return found
 
+    async def titled(self, words: str) -> str:
+        """The item's title, once it has these words: it need not come with the menu."""
+        async with asyncio.timeout(LIMIT):
+            while True:
+                self._news.clear()
+                title = str((await self.look())["Title"])
+                if words in title:
+                    return title
+                await self._news.wait()
+
     async def call(self, member: str, signature: str = "", *body: object) -> Any:
         """Call the item's menu."""
         path = (await self.look())["Menu"]

@@ -150,13 +150,17 @@ def list_devices(pi: Pi, desk: Desk) -> dict[str, dict[str, str]]:
     return {busid: pi.interface_drivers(busid) for busid in (STICK, KEYBOARD)}
 
 
-def attach(desk: Desk) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Attach both; their properties."""
+def attach(desk: Desk) -> tuple[str, str]:
+    """Attach both; the stick's disk, and the keyboard's node."""
     title("alice attaches the stick and the keyboard")
     found = []
-    for pattern, what in (("46f4:0001", "the stick"), ("030101", "the keyboard")):
+    for pattern, what, node in (
+        ("46f4:0001", "the stick", "/dev/sd"),
+        ("030101", "the keyboard", "/dev/input/event"),
+    ):
         begin = time.monotonic()
         path = desk.attach("alice", pattern)
+        found.append(desk.node(path, node))
         attachment = desk.attachment(path)
         nodes = " ".join(attachment["DeviceNodes"])
         check(
@@ -165,7 +169,6 @@ def attach(desk: Desk) -> tuple[dict[str, Any], dict[str, Any]]:
             f" ({spent(time.monotonic() - begin)})",
             f"{what} is not attached: {attachment}",
         )
-        found.append(attachment)
     tell("what `lsusb -t` shows on desk (bus 1 is its own; controllers without a device left out):")
     show(busy_part(desk.usb_tree()))
     tell(f"what `busctl tree {BUS_NAME}` shows:")
@@ -185,10 +188,9 @@ def busy_part(tree: str) -> str:
     return "\n".join(line for block in blocks if len(block) > 1 for line in block)
 
 
-def read_stick(desk: Desk, nodes: list[str]) -> None:
+def read_stick(desk: Desk, node: str) -> None:
     """Mount it, and compare what is on it with what was put there when it was made."""
     title("the stick is mounted on desk and read")
-    node = next(node for node in nodes if node.startswith("/dev/sd"))
     begin = time.monotonic()
     with ticking("reading"), desk.mounted(node) as folder:
         sums = desk.checksums(folder)
@@ -202,10 +204,9 @@ def read_stick(desk: Desk, nodes: list[str]) -> None:
     tell(f"mounted, read and unmounted in {spent(time.monotonic() - begin)}")
 
 
-def type_keys(pi: Pi, desk: Desk, nodes: list[str]) -> None:
+def type_keys(pi: Pi, desk: Desk, node: str) -> None:
     """Press keys at pi, and see them arrive."""
     title("somebody types on the keyboard at pi")
-    node = next(node for node in nodes if "/input/event" in node)
     with key_events(desk, node) as events:
         for key, code in KEYS.items():
             begin = time.monotonic()
@@ -253,8 +254,8 @@ def story() -> None:
         introduce(both.pi, both.desk)
         drivers = list_devices(both.pi, both.desk)
         stick, keyboard = attach(both.desk)
-        read_stick(both.desk, stick["DeviceNodes"])
-        type_keys(both.pi, both.desk, keyboard["DeviceNodes"])
+        read_stick(both.desk, stick)
+        type_keys(both.pi, both.desk, keyboard)
         detach(both, drivers)
 
 

@@ -75,9 +75,11 @@ def test_what_is_mounted_here_is_unmounted_or_left_alone(pi: Pi, desk: Desk, sti
         with pytest.raises(CallFailed) as busy:
             export(desk, SERIAL, unmount=False)
         assert busy.value.name.endswith("DeviceBusy")
-        with_file = desk.ssh.start("sh", "-c", 'exec 3<"$1"; echo $$; exec sleep 60', "sh", folder)
+        script = 'exec 3<"$1"; echo $$; exec sleep infinity'
+        with_file = desk.ssh.start("sh", "-c", script, "sh", folder)
         assert with_file.stdout is not None
         pid = with_file.stdout.readline().decode().strip()
+        desk.shell('until grep -qx sleep "/proc/$1/comm"; do sleep 0.1; done', pid)
         try:
             with pytest.raises(CallFailed) as used:
                 export(desk, SERIAL)
@@ -85,7 +87,8 @@ def test_what_is_mounted_here_is_unmounted_or_left_alone(pi: Pi, desk: Desk, sti
             assert "sleep" in used.value.message
         finally:
             with_file.terminate()
-            desk.run("kill", pid)
+            # Until it has gone nothing can be unmounted.
+            desk.shell('kill "$1"; while [ -e "/proc/$1/fd/3" ]; do sleep 0.1; done', pid)
     with_mount = desk.shell('mkdir -p /run/testbed-mount; mount "$1" /run/testbed-mount', node)
     assert with_mount == ""
     path = export(desk, SERIAL)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from vm.faults import eventually
 from vm.testbed.desk import BUS_NAME, ROOT, CallFailed, Desk
 from vm.testbed.pi import BUSIDS, Pi
 from vm.testbed.systems import stick_files
@@ -33,8 +34,7 @@ def remote(pi: Pi, desk: Desk, name: str, address: str, *, sudo: bool = False) -
 
 def read_stick(desk: Desk, path: str) -> None:
     """What is on the stick that is attached as ``path`` is what should be."""
-    node = next(n for n in desk.attachment(path)["DeviceNodes"] if n.startswith("/dev/sd"))
-    with desk.mounted(node) as folder:
+    with desk.mounted(desk.node(path)) as folder:
         assert desk.run("cat", f"{folder}/hello.txt") == stick_files()["hello.txt"].decode()
 
 
@@ -112,7 +112,7 @@ def test_a_person_whose_key_is_only_in_her_agent(pi: Pi, desk: Desk) -> None:
         desk.run("pkill", "-KILL", "-u", "usbipssh")
         comes_back(desk, path, before)
         read_stick(desk, path)
-        assert kept_by_systemd(desk) == 2
+        eventually(lambda: kept_by_systemd(desk) == 2, 60, "its two sockets are kept")
         assert desk.detach("alice", path) == 1
         # With the attachment its session ends, and nobody keeps the agent's socket.
         until(desk, '[ "$(systemctl show -P NFileDescriptorStore usbipsshd.service)" = 0 ]')
@@ -120,8 +120,9 @@ def test_a_person_whose_key_is_only_in_her_agent(pi: Pi, desk: Desk) -> None:
 
 
 def test_a_user_with_sudo(pi: Pi, desk: Desk) -> None:
-    # So that no other agent has a folder there.
+    # So that no other agent has a folder there; one that was told to end takes a moment.
     desk.stop_daemon()
+    eventually(lambda: pi.agents_left() == [], 60, "the agent before has ended")
     pi.authorize(desk.properties(ROOT, f"{BUS_NAME}.Manager")["PublicKey"], "pi")
     with remote(pi, desk, "helper", "pi@pi", sudo=True):
         path = desk.attach("alice", STICK, "helper")
@@ -181,7 +182,7 @@ until (-e "/tmp/enough" or time > $end) {
         my $n = sysread($s, my $data, 4096);
         if ($n) { $got += $n } elsif (defined $n) { delete $open{$s} }
     }
-    select(undef, undef, undef, 0.005);
+    select(undef, undef, undef, 0.002);
 }
 print "$met $got\n";
 """
@@ -209,7 +210,9 @@ def test_a_guest_who_connects_first_gets_nothing_and_breaks_nothing(pi: Pi, desk
     met, got = (int(word) for word in out.split())
     assert met > 0, err
     assert got == 0
-    assert "without the token" in desk.journal("usbipssh-session@")
+    eventually(
+        lambda: "without the token" in desk.journal("usbipssh-session@"), 60, "the log tells of it"
+    )
 
 
 @contextmanager
@@ -219,10 +222,16 @@ def another_sshd(pi: Pi) -> Iterator[int]:
         "/usr/sbin/sshd", "-o", "Port=2222", "-o", "ListenAddress=127.0.0.1",
         "-o", "PidFile=/run/sshd-inner.pid",
     )  # fmt: skip
+    # It goes into the background before it listens, and notes its process after that.
+    pi.shell(
+        "i=0; until [ -s /run/sshd-inner.pid ]; do"
+        " i=$((i+1)); [ $i -lt 600 ] || exit 1; sleep 0.1; done",
+        timeout=120,
+    )
     try:
         yield 2222
     finally:
-        pi.shell("kill $(cat /run/sshd-inner.pid)")
+        pi.shell("kill $(cat /run/sshd-inner.pid); rm -f /run/sshd-inner.pid")
 
 
 def test_by_way_of_a_jump_host(pi: Pi, desk: Desk) -> None:

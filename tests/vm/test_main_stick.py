@@ -26,7 +26,7 @@ def test_its_file_system_is_read_and_written(pi: Pi, desk: Desk) -> None:
     assert (found["VendorId"], found["ProductId"], found["Speed"]) == (0x46F4, 1, 5000.0)
     assert found["Serial"] == "STICK0001"
     assert found["OwnerUid"] == int(desk.run("id", "-u", "alice"))
-    (node,) = (name for name in found["DeviceNodes"] if name.startswith("/dev/sd"))
+    node = desk.node(path)
     (port,) = desk.taken_ports()
     assert (port.hub, port.number, port.busid) == ("ss", found["Port"], found["LocalBusId"])
     assert "usb-storage, 5000M" in desk.usb_tree()
@@ -44,8 +44,8 @@ def test_its_file_system_is_read_and_written(pi: Pi, desk: Desk) -> None:
 
     assert pi.interface_drivers(STICK) == OWN_DRIVER
     there = pi.shell(
-        "i=0; until [ -b /dev/sda ]; do i=$((i+1)); [ $i -lt 100 ] || exit 1; sleep 0.1; done\n"
-        "mount /dev/sda /mnt && sha256sum < /mnt/from-desk && rm /mnt/from-desk; umount /mnt"
+        'mount "$1" /mnt && sha256sum < /mnt/from-desk && rm /mnt/from-desk; umount /mnt',
+        pi.disk_of(STICK),
     )
     assert there.split()[0] == written
 
@@ -54,8 +54,7 @@ def test_it_can_be_attached_again_and_again(machines: Pair) -> None:
     pi, desk = machines.pi, machines.desk
     for _ in range(3):
         path = desk.attach("alice", STICK)
-        node = next(n for n in desk.attachment(path)["DeviceNodes"] if n.startswith("/dev/sd"))
-        with desk.mounted(node) as folder:
+        with desk.mounted(desk.node(path)) as folder:
             assert desk.run("cat", f"{folder}/hello.txt") == "Greetings from pi.\n"
         assert desk.detach("alice", f"pi/{STICK}") == 1
         # What Detach promises is so when it returns.

@@ -60,7 +60,7 @@ def test_a_daemon_that_has_failed_for_good_leaves_no_bus_held(machines: Pair) ->
         eventually(lambda: machines.devices_left() == [], 90, "the session gives its device back")
         eventually(lambda: held(desk) == {"1"}, 90, "the bus is let go")
         show = ("systemctl", "show", "--value", "-p", "Result", LET_GO)
-        eventually(lambda: desk.run(*show).strip() == "success", 30, "it ends")
+        eventually(lambda: desk.run(*show).strip() == "success", 60, "it ends")
     # A new one starts all the same, and knows of nothing that is left to do.
     assert desk.objects("bob").keys() == {"/org/usbipssh1/remote/pi"}
     assert held(desk) == {"1"}

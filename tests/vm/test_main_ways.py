@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from vm.faults import eventually
 from vm.testbed.desk import Desk
 from vm.testbed.pi import BUSIDS, Pi
 from vm.testbed.systems import PI_ADDRESS
@@ -45,8 +46,7 @@ def test_a_stick_comes_by_way_of_a_command(pi: Pi, desk: Desk) -> None:
     with _configured(pi, desk, text):
         assert BUSIDS["stick"] in {d["busid"] for d in desk.list_remote("alice", "roundabout")}
         path = desk.attach("alice", BUSIDS["stick"], "roundabout")
-        node = next(n for n in desk.attachment(path)["DeviceNodes"] if n.startswith("/dev/sd"))
-        with desk.mounted(node) as folder:
+        with desk.mounted(desk.node(path)) as folder:
             assert desk.run("cat", f"{folder}/hello.txt") == "Greetings from pi.\n"
         users = {
             line.split()[0]
@@ -55,4 +55,4 @@ def test_a_stick_comes_by_way_of_a_command(pi: Pi, desk: Desk) -> None:
         }
         assert users == {"usbipssh"}
         assert desk.detach("alice", path) == 1
-    assert PIPE not in desk.run("ps", "-eo", "args=")
+    eventually(lambda: PIPE not in desk.run("ps", "-eo", "args="), 60, "the command ends")

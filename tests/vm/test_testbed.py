@@ -37,21 +37,27 @@ def test_one_connector_at_a_time(pi: Pi, name: str) -> None:
 
 def test_the_devices_are_where_the_tests_expect_them(pi: Pi) -> None:
     for name in pi_module.PLUGGED_AT_START:
-        assert pi.driver(BUSIDS[name]) == "usb", name
+        pi.wait_driver(BUSIDS[name], "usb")
     speed = pi.run("cat", f"/sys/bus/usb/devices/{BUSIDS['stick']}/speed").strip()
     assert speed == "5000"
 
 
 def test_the_sticks_content_is_known(pi: Pi) -> None:
     out = pi.shell(
-        "mount -o ro /dev/sda /mnt; cd /mnt; sha256sum hello.txt random.bin; cd /; umount /mnt"
+        'mount -o ro "$1" /mnt; cd /mnt; sha256sum hello.txt random.bin; cd /; umount /mnt',
+        pi.disk_of(BUSIDS["stick"]),
     )
     found = {line.split()[1]: line.split()[0] for line in out.splitlines()}
     assert found == {name: hashlib.sha256(data).hexdigest() for name, data in stick_files().items()}
 
 
 def test_the_keyboard_types_on_pi(pi: Pi) -> None:
-    node = pi.shell("ls /dev/input/by-path/*-usb-0:1:*-event-kbd").strip()
+    # udev makes the link; the keyboard may only just have been given back.
+    node = pi.shell(
+        "i=0; until ls /dev/input/by-path/*-usb-0:1:*-event-kbd 2>/dev/null; do"
+        " i=$((i+1)); [ $i -lt 600 ] || exit 1; sleep 0.1; done",
+        timeout=120,
+    ).strip()
     with key_events(pi, node) as events:
         pi.press("a")
         assert [next(events), next(events)] == [KeyEvent(30, 1), KeyEvent(30, 0)]

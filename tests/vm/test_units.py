@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vm.faults import eventually
 from vm.testbed.desk import Desk
+from vm.testbed.pi import BUSIDS
 
 pytestmark = pytest.mark.usefixtures("listed")
 
@@ -71,13 +73,21 @@ def things_to_reach(desk: Desk) -> Iterator[None]:
 
 
 def another_session(desk: Desk) -> str:
-    """The process id of the session that is connected to pi."""
+    """The process id of the session that is connected to pi, once no other is left."""
     desk.list_remote("alice", "pi")
-    (pid,) = desk.run("pgrep", "-u", "usbipssh").split()
-    return pid
+    pids: list[str] = []
+
+    def one() -> bool:
+        pids[:] = desk.ssh.attempt("pgrep", "-u", "usbipssh").out.split()
+        return len(pids) == 1
+
+    eventually(one, 60, "there is one session")
+    return pids[0]
 
 
 def test_hostile_code_in_a_session_reaches_nothing_but_the_network(desk: Desk) -> None:
+    # With something attached it does not end for idleness, however long this takes.
+    path = desk.attach("alice", BUSIDS["keyboard"])
     victim = another_session(desk)
     arguments = (PLACE, victim, "pi:22")
     with things_to_reach(desk):
@@ -94,6 +104,7 @@ def test_hostile_code_in_a_session_reaches_nothing_but_the_network(desk: Desk) -
     assert {name: reached for name, reached in caged.items() if reached} == {}
     # The other one has seen nothing of it.
     assert another_session(desk) == victim
+    assert desk.detach("alice", path) == 1
 
 
 @pytest.mark.parametrize("unit", ["usbipsshd.service", "usbipssh-session@*.service"])

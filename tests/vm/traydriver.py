@@ -38,12 +38,14 @@ async def attach(shown: Panel, told: NotificationServer) -> Told:
     row = menu.find(STICK)
     before = there()
     await shown.click(row)
-    menu = await shown.menu_with(lambda m: m.find(STICK).checked, "the check mark")
+    menu = await shown.menu_with(
+        lambda m: m.find(STICK).checked and m.find(f"Copy {NODE}"), "the check mark and the disk"
+    )
     attached = {
         "label": row.label,
         "before": before,
         "node": there(),
-        "title": (await shown.look())["Title"],
+        "title": await shown.titled("is attached"),
         "rows": [each.label for each in menu.find("More").find(STICK).walk()],
         "same": menu.find(STICK).id == row.id,
         "told": await told.next("attached"),

@@ -68,7 +68,7 @@ def call_answering(
 ) -> Answered:
     """Call a Manager method as `user`, who answers each question with `password`."""
     return _answering(
-        desk, "agent", user, password, "busctl", "--timeout=60",
+        desk, "agent", user, password, "busctl", "--timeout=120",
         "--allow-interactive-authorization=yes",
         "call", BUS_NAME, ROOT, f"{BUS_NAME}.Manager", member, signature, *arguments,
     )  # fmt: skip
@@ -81,8 +81,8 @@ def run_answering(desk: Desk, user: str, password: str, *command: str) -> Answer
 
 def _answering(desk: Desk, agents: str, user: str, password: str, *command: str) -> Answered:
     done: Result = desk.ssh.attempt(
-        "timeout", "90", "python3", "-c", _AT_A_TERMINAL, agents, user, password, *command,
-        timeout=100,
+        "timeout", "150", "python3", "-c", _AT_A_TERMINAL, agents, user, password, *command,
+        timeout=180,
     )  # fmt: skip
     text = done.out + done.err
     return Answered(text.count("assword: "), done.code == 0, text)

@@ -74,6 +74,7 @@ def up(folder: Path, *, tied: bool, package: Path | None = None) -> Pair:
             for machine in (pair.pi, pair.desk):
                 machine.ready()
                 say(f"{machine.name} is ready after {time.monotonic() - begin:.1f} s")
+            pair.pi.wait_plugged()
         except BaseException:
             pair.stop()
             raise

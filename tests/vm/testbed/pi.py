@@ -111,6 +111,15 @@ class Pi(UsbMachine):
             qmp.command("device_del", id=name)
             qmp.wait("DEVICE_DELETED", device=name)
 
+    def wait_plugged(self) -> None:
+        """Wait until what is plugged in at the start has its drivers, and the stick its disk."""
+        script = (
+            'for d; do i=0; until [ -e "/sys/bus/usb/devices/$d:1.0/driver" ]; do'
+            " i=$((i+1)); [ $i -lt 600 ] || exit 1; sleep 0.1; done; done"
+        )
+        self.shell(script, *(BUSIDS[name] for name in PLUGGED_AT_START), timeout=300)
+        self.disk_of(BUSIDS["stick"])
+
     def plug_tree(self) -> None:
         """Plug in twelve devices under one hub (and a hub in it), all at once."""
         with self.qmp() as qmp:

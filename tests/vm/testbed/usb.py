@@ -51,6 +51,13 @@ class UsbMachine(Machine):
                     qmp.wait("DEVICE_DELETED", device=serial)
                 qmp.command("blockdev-del", node_name=serial)
             file.unlink()
+            # It has left the port; the kernel takes a moment to see that.
+            self.shell(
+                'i=0; while grep -qsx "$1" /sys/bus/usb/devices/*/serial; do'
+                " i=$((i+1)); [ $i -lt 600 ] || exit 1; sleep 0.1; done",
+                serial,
+                timeout=120,
+            )
 
     def plug_spare(self, serial: str, port: str) -> None:
         """Plug the stick in (again)."""
@@ -65,12 +72,17 @@ class UsbMachine(Machine):
             qmp.wait("DEVICE_DELETED", device=serial)
 
     def disk_of(self, busid: str, seconds: int = 60, parts: int = 0) -> str:
-        """Wait for the disk of a stick of this machine's, and its first partitions; its node."""
+        """Wait for the disk of a stick of this machine's, and its first partitions; its node.
+
+        Its node is there before it can be opened. The kernel tells udev of it after that, and udev
+        notes it in its database.
+        """
         script = (
             "i=0; while :; do\n"
             'for disk in /sys/bus/usb/devices/"$1":*/host*/target*/*/block/sd*; do\n'
             "node=/dev/${disk##*/}; there=1\n"
             'for part in "" $2; do [ -b "$node$part" ] || there=; done\n'
+            '[ -e "/run/udev/data/b$(cat "$disk/dev")" ] || there=\n'
             '[ -z "$there" ] || { echo "$node"; exit; }\n'
             "done\n"
             f"i=$((i+1)); [ $i -lt {seconds * 10} ] || exit 1; sleep 0.1; done"
