@@ -15,6 +15,8 @@ from fakekernel import KEYBOARD, SERIAL_ADAPTER, STICK
 from integration.fakeowner import FakeOwner, owning
 from integration.world import ALICE, ATTACHMENT, BOB, World, wait_until, world
 
+from usbipsshd.bus.wire import library
+
 KEEP = ("keep", "b", "true")
 PORTS = {"2-1": STICK, "1-1": KEYBOARD, "1-2": SERIAL_ADAPTER}
 SECONDS = 30.0
@@ -26,9 +28,13 @@ class FakeLogind(FakeOwner):
     def __init__(self) -> None:
         super().__init__("org.freedesktop.login1")
         self.asked: list[list[Any]] = []
+        self.allows: float | None = None
+        """For how many seconds a sleep may be delayed; None if it does not say."""
         self._pipes: list[tuple[int, int]] = []
 
     def answer(self, path: str, member: str, body: list[Any]) -> tuple[str, list[Any]]:
+        if member == "Get" and body[1] == "InhibitDelayMaxUSec" and self.allows is not None:
+            return "v", [library("signature").Variant("t", int(self.allows * 1_000_000))]
         if member != "Inhibit":
             raise NotImplementedError
         self.asked.append(body)
@@ -89,6 +95,7 @@ def w(shared: World) -> Iterator[World]:
         shared.pi.plug(busid, device)
     yield shared
     shared.pi.fail("bind 1-1", times=0)
+    shared.pi.delay("unbind 2-1", 0)
     shared.detach_all()
     shared.check_clean()
     shared.unplug_all()
@@ -129,6 +136,17 @@ def test_everything_is_given_back_and_comes_back(w: World) -> None:
         becomes(w, "attached", kept, plain)
         wait_until(lambda: made.held(w), "the next sleep would not wait", SECONDS)
         assert w.desk.transfer(int(w.get(kept, ATTACHMENT, "Port")), 50_000) == 50_000
+
+
+def test_what_takes_longer_is_waited_for_where_logind_allows_it(w: World) -> None:
+    with logind(w) as made:
+        made.allows = 60
+        path = w.attach("2-1")
+        w.pi.delay("unbind 2-1", 7)
+        fall_asleep(w, made)
+        assert w.pi.state()["bound"] == []
+        made.prepare(False)
+        becomes(w, "attached", path)
 
 
 def test_one_that_fails_does_not_stop_the_others(w: World) -> None:

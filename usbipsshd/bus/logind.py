@@ -10,22 +10,36 @@ from collections.abc import Awaitable, Callable
 from enum import Enum
 
 from usbipsshd.bus.connection import Connection
-from usbipsshd.bus.values import BusError, Disconnected
+from usbipsshd.bus.values import BusError, Disconnected, Variant
 
 log = logging.getLogger(__name__)
 
 _NAME = "org.freedesktop.login1"
 _PATH = "/org/freedesktop/login1"
 _MANAGER = "org.freedesktop.login1.Manager"
+_PROPERTIES = "org.freedesktop.DBus.Properties"
 
-SLEEP_SECONDS = 4.5
-"""How long giving devices back may delay the sleep; logind allows 5 s (InhibitDelayMaxSec)."""
+SHARE = 0.9
+"""How much of what logind allows giving devices back may take."""
+USUAL_SECONDS = 5.0
+"""What logind allows where nobody has set it (InhibitDelayMaxSec), and it does not say."""
+MOST_SECONDS = 300.0
+ASK_SECONDS = 1.0
 
 
 class _News(Enum):
     SLEEP = "the machine is about to sleep"
     AWAKE = "it is awake again"
     BACK = "logind is there, perhaps anew: it knows nothing of an inhibitor"
+
+
+def allowed(value: object) -> float:
+    """How long a sleep may be delayed by logind's InhibitDelayMaxUSec, in seconds."""
+    if isinstance(value, Variant):
+        value = value.value
+    if not isinstance(value, int) or value <= 0:
+        return USUAL_SECONDS * SHARE
+    return min(value / 1_000_000, MOST_SECONDS) * SHARE
 
 
 class Logind:
@@ -97,13 +111,25 @@ class Logind:
     async def _to_sleep(self) -> None:
         log.info("before sleep: giving devices back")
         self._asleep = True
+        begun = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(SLEEP_SECONDS):
+            async with asyncio.timeout_at(begun + await self._allowed()):
                 await self._before()
         except TimeoutError:
             log.warning("not every device could be given back before sleep")
         finally:
             self._drop_lock()
+
+    async def _allowed(self) -> float:
+        """Seconds that its sleep may be delayed."""
+        try:
+            (value,) = await self._bus.call(
+                _NAME, _PATH, _PROPERTIES, "Get", "ss", [_MANAGER, "InhibitDelayMaxUSec"],
+                timeout=ASK_SECONDS,
+            )  # fmt: skip
+        except (BusError, Disconnected, TimeoutError, ValueError):
+            value = None
+        return allowed(value)
 
     async def _take_lock(self) -> None:
         fds: list[int] = []
