@@ -40,6 +40,12 @@ class Use:
     """How many partitions it begins with."""
 
 
+# udev has seen it all, and what it starts for volumes (lvm2's 69-lvm.rules) has ended.
+_AT_REST = (
+    "udevadm settle --timeout=60; i=0\n"
+    "while systemctl -q is-active 'lvm-activate-*'; do\n"
+    "i=$((i+1)); [ $i -lt 600 ] || exit 1; sleep 0.1; done\n"
+)
 _MKFS = "mke2fs -q -F -t ext4 "
 _MOUNTS = 'grep -F " $2" /proc/self/mountinfo | cut -d" " -f3-5; '
 
@@ -103,6 +109,7 @@ class InUse:
     def make(self) -> None:
         """Put it to use."""
         self._run(f"set -e; {self._use.make} >&2; echo '{TEXT}' > \"$2/text\"; sync")
+        self._run(_AT_REST)
 
     def look(self) -> str:
         """What there is now."""
@@ -111,7 +118,7 @@ class InUse:
     def again(self) -> str:
         """Use it again; what is in its file."""
         self._node = self._machine.disk_of(self._busid, parts=self._use.parts)
-        self._run(f"udevadm settle; set -e; {self._use.again} >&2")
+        self._run(f"{_AT_REST}set -e; {self._use.again} >&2")
         return self._run('cat "$2/text"').strip()
 
     def done(self) -> None:
