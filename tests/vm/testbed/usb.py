@@ -82,7 +82,7 @@ class UsbMachine(Machine):
             'for disk in /sys/bus/usb/devices/"$1":*/host*/target*/*/block/sd*; do\n'
             "node=/dev/${disk##*/}; there=1\n"
             'for part in "" $2; do [ -b "$node$part" ] || there=; done\n'
-            '[ -e "/run/udev/data/b$(cat "$disk/dev")" ] || there=\n'
+            '[ -z "$there" ] || [ -e "/run/udev/data/b$(cat "$disk/dev")" ] || there=\n'
             '[ -z "$there" ] || { echo "$node"; exit; }\n'
             "done\n"
             f"i=$((i+1)); [ $i -lt {seconds * 10} ] || exit 1; sleep 0.1; done"
