@@ -20,7 +20,7 @@ from usbipsshd.localusb import LocalUsb, read_text
 from usbipsshd.sysfs import write
 from usbipsshd.takenports import TakenPorts
 from usbipsshd.udev import Events
-from usbipsshd.usable import nodes_of, patience
+from usbipsshd.usable import UDEV_SECONDS, nodes_of, patience
 from usbipsshd.vhci import ERROR, FREE, USED, Port, Vhci
 
 log = logging.getLogger(__name__)
@@ -269,7 +269,7 @@ class Importer:
         )
 
     async def _usable(self, port: Port, approved: Device, busid: str) -> None:
-        """Wait until drivers have bound as far as they will.
+        """Wait until drivers have bound as far as they will, and udev is done with the nodes.
 
         A driver that is missing here is no failure: the device may be used without one.
         """
@@ -280,7 +280,10 @@ class Importer:
                 raise self._vanished()
             if (error := self.changed(Imported(port.number, approved.devid, busid))) is not None:
                 raise error
-            if monotonic() - begun >= patience(approved, self.usb.device(busid)):
+            seconds = patience(approved, self.usb.device(busid))
+            if not seconds and not self.usb.known_to_udev(busid):
+                seconds = UDEV_SECONDS
+            if monotonic() - begun >= seconds:
                 return
             await self._events.wait(LOOK_SECONDS)
 

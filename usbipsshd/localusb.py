@@ -45,10 +45,14 @@ def driver_of(folder: Path) -> str:
 
 
 class LocalUsb:
-    """Reads ``sys/bus/usb/devices``; ``sys`` may be a made-up tree."""
+    """Reads ``sys/bus/usb/devices``; ``sys`` may be a made-up tree.
 
-    def __init__(self, sys: Path) -> None:
+    ``udev`` is the folder of udev's database, a file for each device that its rules have run for.
+    """
+
+    def __init__(self, sys: Path, udev: Path | None = None) -> None:
         self._folder = sys / "bus/usb/devices"
+        self._udev = udev
 
     def path(self, busid: str) -> Path:
         """The device's folder."""
@@ -75,6 +79,20 @@ class LocalUsb:
             return device_from_attributes(busid, attrs, list(self._interfaces(folder)), raw)
         except BadDevice:
             return None
+
+    def known_to_udev(self, busid: str) -> bool:
+        """Whether udev is done with all of the device's nodes: owners, links and what it looks for.
+
+        The kernel tells it of a disk when the partitions are there, too. True where no udev runs.
+        """
+        if self._udev is None or not self._udev.is_dir():
+            return True
+        for path, _, files in os.walk(self._folder / busid):
+            if "dev" in files and (number := read_text(Path(path) / "dev")):
+                kind = "b" if "/block/" in path else "c"
+                if not (self._udev / f"{kind}{number}").exists():
+                    return False
+        return True
 
     def descriptors(self, busid: str) -> bytes:
         """The raw descriptors; empty if they cannot be read."""

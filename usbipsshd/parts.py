@@ -64,7 +64,7 @@ class Parts:
         modprobe: Callable[[str], Awaitable[bool]],
     ) -> None:
         paths = settings.paths
-        usb, ids = LocalUsb(paths.sys), UsbIds()
+        usb, ids = LocalUsb(paths.sys, paths.udev), UsbIds()
         chooser = Chooser(Matcher(), ids)
         release = os.uname().release
         drivers = Drivers(release, paths.modules)

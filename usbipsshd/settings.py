@@ -18,6 +18,7 @@ class Paths:
     """Where everything is; tests have other places."""
 
     sys: Path = Path("/sys")
+    udev: Path = Path("/run/udev/data")
     config: Path = Path("/etc/usbipsshd")
     state: Path = Path("/var/lib/usbipsshd")
     run: Path = Path("/run/usbipsshd")

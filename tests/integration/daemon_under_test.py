@@ -117,6 +117,7 @@ def main() -> int:
         can_hand_over=bool(arguments.session_socket),
         paths=Paths(
             sys=fake_sys,
+            udev=folder / "udev",
             config=folder / "etc",
             state=folder / "state",
             run=folder / "run",

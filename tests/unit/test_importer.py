@@ -63,6 +63,7 @@ class Machine:
 
     def __init__(self, root: Path) -> None:
         self.sys = root / "sys"
+        self.udev = root / "udev"
         self.vhci = vhci_tree(self.sys)
         self.devices = self.sys / "bus/usb/devices"
         self.hold = Hold(self.sys, root / "held.json")
@@ -76,7 +77,7 @@ class Machine:
             self.loaded.append(name)
             return True
 
-        usb = LocalUsb(self.sys)
+        usb = LocalUsb(self.sys, self.udev)
         taken_ports = TakenPorts(self.sys.parent / "taken-ports.json")
         made = Importer(Vhci(self.sys), usb, self.hold, kernel, modprobe, taken_ports=taken_ports)
         return made, kernel
@@ -180,6 +181,37 @@ def test_a_stick_is_usable_only_with_its_disk(machine: Machine, fd: int) -> None
         )
         await importer.attach(fd, STICK, machine.take)
         assert importer.nodes("4-1") == ["/dev/sda", "/dev/sg0"]
+
+    run(main())
+
+
+def test_a_device_is_usable_only_when_udev_is_done_with_its_nodes(
+    machine: Machine, fd: int
+) -> None:
+    machine.udev.mkdir()
+    node = machine.udev / "c8:0"
+
+    async def main() -> None:
+        importer, _ = machine.importer(
+            lambda: machine.arrives(ARRIVED), lambda: machine.binds(ARRIVED), node.touch
+        )
+        await importer.attach(fd, STICK, machine.take)
+        assert node.exists()
+
+    run(main())
+
+
+def test_a_udev_that_is_never_done_is_no_failure(
+    machine: Machine, fd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usbipsshd.importer, "UDEV_SECONDS", 0.05)
+    machine.udev.mkdir()
+
+    async def main() -> None:
+        importer, _ = machine.importer(
+            lambda: machine.arrives(ARRIVED), lambda: machine.binds(ARRIVED)
+        )
+        assert (await importer.attach(fd, STICK, machine.take)).local_busid == "4-1"
 
     run(main())
 

@@ -95,3 +95,22 @@ def test_foreign_bytes_are_made_harmless(tmp_path: Path) -> None:
 
 def test_a_machine_without_usb(tmp_path: Path) -> None:
     assert LocalUsb(tmp_path).devices() == []
+
+
+def test_what_udev_is_done_with(tmp_path: Path) -> None:
+    sys, udev = tmp_path / "sys", tmp_path / "udev"
+    folder = plug(sys, replace(STICK, interfaces=()))
+    usb = LocalUsb(sys, udev)
+    # No udev runs here.
+    assert usb.known_to_udev("2-2")
+    udev.mkdir()
+    assert usb.known_to_udev("2-2")
+    disk = fill(folder / "2-2:1.0/host1/target1:0:0/1:0:0:0/block/sda", dev="8:0")
+    fill(disk / "sda1", dev="8:1")
+    fill(folder / "2-2:1.0/host1/target1:0:0/1:0:0:0/scsi_generic/sg0", dev="21:0")
+    for name in ("b8:0", "c21:0", "c8:1"):
+        (udev / name).touch()
+        assert not usb.known_to_udev("2-2")
+    (udev / "b8:1").touch()
+    assert usb.known_to_udev("2-2")
+    assert LocalUsb(sys).known_to_udev("2-2")
