@@ -25,6 +25,9 @@ MAX_ATTACHMENTS = 240
 MAX_PER_UID = 120
 """Of one user, unless it is root."""
 RETURN_SECONDS = 45.0
+GIVEN_BACK_SECONDS = 5.0
+"""For what failed to be given back before its caller hears of it: who tries again at once should
+find nothing of it in the way. A remote that does not answer may take longer."""
 
 
 class AttachmentListener(Protocol):
@@ -203,13 +206,18 @@ class Attachments:
     async def usable(self, attachment: Attachment) -> None:
         """Wait until it is usable here; cancelled before, it is detached.
 
-        Raises :exc:`UsbipError`.
+        Raises :exc:`UsbipError`, once everything was given back.
         """
         entry = self._entries.get(attachment.number)
         if entry is None:
             raise UsbipError(Code.CANCELLED, "The attachment was detached before it was ready.")
         try:
             await entry.life.usable()
+        except UsbipError:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GIVEN_BACK_SECONDS):
+                    await entry.life.gone()
+            raise
         except asyncio.CancelledError:
             # Who leaves when it has just become usable, and knows that, has it.
             if attachment.state is not State.ATTACHED or attachment.bound_to:
