@@ -11,8 +11,8 @@ BIND_SECONDS = 6.0
 """For drivers to bind, once the device may have some."""
 NODES_SECONDS = 15.0
 """For a driver that has bound to make its nodes: a disk has none before it spins."""
-UDEV_SECONDS = 20.0
-"""For udev's rules to run, all in all."""
+UDEV_SECONDS = 15.0
+"""For drivers and udev's rules, all in all: most callers of D-Bus wait for 25 s."""
 
 _HAS_NODES = frozenset({0x03, 0x08})
 _GENERIC = re.compile(r"sg\d+").fullmatch

@@ -28,7 +28,7 @@ STICK, KEYBOARD = "2-2", "1-1"
 MOUNT = "/run/testbed-mount"
 DEAD_PEER_SECONDS = 15.0
 """Within which a dead peer is noticed; a session's timers add up to 12 s, an agent's to 13 s."""
-STALL_SECONDS = 10.0
+STALL_SECONDS = 5.0
 """What a moment in which nothing runs on an emulated machine may add to that."""
 GIVEN_BACK_SECONDS = 60.0
 _MARK = "testbed-log"
