@@ -20,7 +20,8 @@ from usbipsshd.remoteusb import RemoteUsb
 
 log = logging.getLogger(__name__)
 
-PORT_FREE_SECONDS = 5.0
+PORT_FREE_SECONDS = 10.0
+"""For the port to come free, which Detach promises, also where the machine stalls for a while."""
 
 
 class Importing(Doing):

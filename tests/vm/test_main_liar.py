@@ -102,7 +102,7 @@ def test_a_keyboard_in_the_place_of_a_stick(pi: Pi, desk: Desk, liar: None) -> N
     with no_keyboard_appears(desk), pytest.raises(CallFailed) as refused:
         desk.attach("alice", "46f4:1")
     assert refused.value.name == f"{BUS_NAME}.Error.DeviceChanged"
-    # A refused Attach answers first and gives back then.
+    # For that an Attach that failed waits only for some seconds.
     eventually(lambda: held(desk) == {"1"}, 60, "the bus is let go")
     assert "New USB device found, idVendor=0627, idProduct=0002" in desk.console_caught_up()
     assert started(desk) == before
