@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import re
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,10 @@ from usbipsshd.errors import Code, UsbipError
 CAPTURES = Path(__file__).resolve().parent.parent / "vm/captures"
 
 Triple = tuple[int, int, int]
+
+_BLOB = b"\x00\x00\x00\x0bssh-ed25519\x00\x00\x00\x20" + bytes(range(32))
+HOST_KEY = "ssh-ed25519 " + base64.b64encode(_BLOB).decode()
+"""A host key, as known_hosts has it."""
 
 
 def run(main: Coroutine[Any, Any, None], seconds: float = 30) -> None:

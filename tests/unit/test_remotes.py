@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from unit.made import HOST_KEY as KEY
 from unit.made import refused
 
 from usbipsshd.address import Address, parse_address
@@ -24,8 +25,6 @@ from usbipsshd.remotes import (
 )
 from usbipsshd.sshconfig import direct
 
-_BLOB = b"\x00\x00\x00\x0bssh-ed25519\x00\x00\x00\x20" + bytes(range(32))
-KEY = "ssh-ed25519 " + base64.b64encode(_BLOB).decode()
 PRINT = "SHA256:PHbJTghXLr9vcDlEp0SLNsy/KY2H1bQnGIxLmoYuwxo"
 
 
