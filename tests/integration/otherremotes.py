@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from integration.sshd import free_port, make_key
+from integration.sshd import free_ports, make_key
 from integration.world import MANAGER, ROOT, World, wait_until
 
 BADREMOTE = Path(__file__).with_name("badremote.py")
@@ -51,7 +51,7 @@ def other_sshd(
         else:
             shutil.copy(w.ssh.folder / "host_ed25519", key)
         (folder / "authorized_keys").write_text(w.get(ROOT, MANAGER, "PublicKey") + "\n")
-        ports = [free_port() for _ in forced or ("",)]
+        ports = free_ports(len(forced) or 1)
         lines = [
             *config,
             *(f"Port {port}" for port in ports),

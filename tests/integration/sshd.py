@@ -16,19 +16,34 @@ from dataclasses import dataclass
 from pathlib import Path
 
 KEYGEN = "/usr/bin/ssh-keygen"
+_WORKERS = 8
 
 
-def free_port() -> int:
-    """A port on 127.0.0.1 that nobody listens on now.
+def free_ports(count: int = 1) -> list[int]:
+    """So many ports on 127.0.0.1, each another one, that nobody listens on now.
 
-    It is none of those that the kernel gives to outgoing connections (ip(7),
-    ip_local_port_range), so that none of these has it before the server starts.
+    They are none of those that the kernel gives to outgoing connections (ip(7),
+    ip_local_port_range), so that none of these has one before the server starts.
     """
-    while True:
-        port = random.SystemRandom().randrange(10_000, 32_000)
-        with socket.socket() as sock, contextlib.suppress(OSError):
-            sock.bind(("127.0.0.1", port))
-            return port
+    # Tests that run side by side have ports of their own (gw0, gw1, ...).
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _WORKERS
+    found: list[int] = []
+    with contextlib.ExitStack() as stack:
+        while len(found) < count:
+            port = random.SystemRandom().randrange(10_000 + worker, 32_000, _WORKERS)
+            sock = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                sock.bind(("127.0.0.1", port))
+                found.append(port)
+    return found
+
+
+@contextlib.contextmanager
+def unused_port() -> Iterator[int]:
+    """A port on 127.0.0.1 where nobody listens, nor begins to while the context lasts."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield sock.getsockname()[1]
 
 
 def make_key(path: Path, kind: str = "ed25519") -> str:
@@ -85,7 +100,7 @@ def sshd(
 ) -> Iterator[Sshd]:
     """Run a server. ``options`` are lines for its configuration, ``command`` a forced command."""
     folder = Path(tempfile.mkdtemp(prefix="sshd-"))
-    port = free_port()
+    (port,) = free_ports()
     host_keys = [make_key(folder / f"host_{kind}", kind) for kind in host_key_kinds]
     client_key = folder / "client"
     public = make_key(client_key)
@@ -136,7 +151,7 @@ def listens(address: str | tuple[str, int]) -> bool:
     """Whether a connection is taken; a socket's path is there before that."""
     family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
     with socket.socket(family) as sock:
-        sock.settimeout(1)
+        sock.settimeout(30)
         try:
             sock.connect(address)
         except OSError:
@@ -155,7 +170,7 @@ def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -
 def _stop(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
-        process.wait(5)
+        process.wait(30)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from fakekernel import STICK
 from integration.otherremotes import listed
-from integration.sshd import free_port
+from integration.sshd import free_ports
 from integration.world import ALICE, ATTACHMENT, MANAGER, ROOT, World, wait_until, world
 
 CONNECTORS = ("perl", "python3", "socat", "ncat", "bash", "busybox")
@@ -58,7 +58,7 @@ def dropbear(w: World, only: str) -> Iterator[int]:
         hidden = [shutil.which(c, path="/usr/bin:/bin") for c in CONNECTORS if c != only]
         binds = [f"mount --bind {folder}/run /run", f"mount --bind {folder}/passwd /etc/passwd"]
         binds += [f"mount --bind {folder}/nothing {Path(p).resolve()}" for p in hidden if p]
-        port = free_port()
+        (port,) = free_ports()
         log = stack.enter_context((folder / "log").open("wb"))
         process = subprocess.Popen(
             [

@@ -10,7 +10,7 @@ import pytest
 from fakekernel import SERIAL_ADAPTER, STICK
 from integration.otherremotes import listed, other_sshd
 from integration.recorder import recording
-from integration.sshd import free_port
+from integration.sshd import unused_port
 from integration.world import (
     ALICE,
     ATTACHMENT,
@@ -106,7 +106,7 @@ def test_from_adding_to_removing(w: World) -> None:
     states = recorder.values(pi, "State")
     assert states[:3] == ["idle", "connecting", "unreachable"]
     assert "connected" in states
-    assert w.sessions() == []
+    wait_until(lambda: not w.sessions(), "a session stays")
 
     # Its key went with it.
     w.call(ALICE, "AddRemote", "sa{sv}", "pi", "1", "address", "s", address)
@@ -189,7 +189,7 @@ def test_remotes_that_nobody_knows(w: World) -> None:
 
 
 def test_a_remote_that_is_not_there(w: World) -> None:
-    with listed(w, "off", free_port()):
+    with unused_port() as port, listed(w, "off", port):
         w.refused("ConnectionFailed", ALICE, "ListRemote", "ssa{sv}", "off", "", "0", says="off")
         w.refused("ConnectionFailed", ALICE, "Attach", "ssa{sv}", "off", "1-1", "0", says="off")
         w.refused("ConnectionFailed", ALICE, "Unbind", "ssa{sv}", "off", "1-1", "0", says="off")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fakekernel import STICK
 from integration.otherremotes import listed, other_sshd
-from integration.sshd import KEYGEN, free_port, make_key
+from integration.sshd import KEYGEN, make_key, unused_port
 from integration.world import ALICE, MANAGER, ROOT, World, wait_until, world
 
 PIPE = """exec perl -MIO::Socket::INET -e '
@@ -129,9 +129,8 @@ def test_two_jump_hosts_in_a_row(w: World) -> None:
 
 
 def test_a_jump_host_that_is_off_or_reaches_nothing(w: World) -> None:
-    off = free_port()
-    configure(w, f"Host far\n ProxyJump 127.0.0.1:{off}\n HostName 127.0.0.1\n Port 1\n")
-    with remote(w, "far"):
+    with unused_port() as off, remote(w, "far"):
+        configure(w, f"Host far\n ProxyJump 127.0.0.1:{off}\n HostName 127.0.0.1\n Port 1\n")
         w.refused(
             "ConnectionFailed", ALICE, "ListRemote", "ssa{sv}", "far", "", "0",
             says="its jump host cannot be reached",
