@@ -10,7 +10,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from fakekernel import SERIAL_ADAPTER, STICK, FakeDevice, FakeKernel
@@ -22,6 +23,11 @@ AGENT = ("-c", script.travelling().decode(), "usbipssh-agent")
 SHELLS = ("dash", "bash", "busybox sh")
 TOKEN = "0123456789abcdef" * 2
 SECONDS = 30.0
+PATIENCE = 90
+"""Seconds without a request until an agent ends, where a test is not about that: it sends no ping,
+and may be held up by a machine that is busy."""
+SILENCE = 8
+"""The same where a test is about that."""
 CONNECTORS = ("perl", "python3", "socat", "ncat", "bash", "busybox")
 
 
@@ -32,11 +38,11 @@ class Agent:
         self,
         shell: str,
         root: Path,
-        silence: int | None = None,
+        silence: int = PATIENCE,
         wrap: Sequence[str] = (),
         environment: dict[str, str] | None = None,
     ) -> None:
-        arguments = [*AGENT, str(root)] + ([str(silence)] if silence else [])
+        arguments = [*AGENT, str(root), str(silence)]
         self.process = subprocess.Popen(
             [*wrap, *shell.split(), *arguments],
             stdin=subprocess.PIPE,
@@ -133,7 +139,7 @@ class Agent:
     def wait_gone(self, seconds: float = SECONDS) -> None:
         """Wait until nothing of it runs; what it wrote to standard error must be nothing."""
         self.process.wait(seconds)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + SECONDS
         while self.living():
             assert time.monotonic() < deadline, self.living()
             time.sleep(0.01)
@@ -244,3 +250,15 @@ def without(names: Sequence[str]) -> tuple[str, ...]:
         for n in names
     )
     return ("unshare", "-m", "sh", "-c", f'{hide}; exec "$@"', "sh")
+
+
+def in_every_shell(body: Callable[[Agent, FakeKernel], None]) -> None:
+    """Run a slow test under all shells side by side; the agents end after SILENCE."""
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor() as pool:
+        kernels = [stack.enter_context(FakeKernel(modules=("usbip-host",))) for _ in SHELLS]
+        agents = [Agent(s, k.root, silence=SILENCE) for s, k in zip(SHELLS, kernels, strict=True)]
+        try:
+            list(pool.map(body, agents, kernels))
+        finally:
+            for agent in agents:
+                agent.discard()

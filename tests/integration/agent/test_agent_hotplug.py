@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 from fakekernel import SERIAL_ADAPTER, FakeKernel
-from integration.agents import AGENT, SECONDS, Agent, without
+from integration.agents import AGENT, SECONDS, Agent, in_every_shell, without
 
 
 def test_it_tells_when_something_comes_or_goes(agent: Agent, pi: FakeKernel) -> None:
@@ -37,12 +37,11 @@ def test_it_listens_to_the_kernel_where_it_can(there: str) -> None:
         assert process.wait(SECONDS) == 0
 
 
-def test_it_watches_no_longer_than_it_lives(shell: str, pi: FakeKernel) -> None:
-    agent = Agent(shell, pi.root, silence=1)
-    try:
+def test_it_watches_no_longer_than_it_lives() -> None:
+    def body(agent: Agent, pi: FakeKernel) -> None:
         agent.start("watch")
         agent.ask("list")
         agent.process.kill()
         agent.wait_gone()
-    finally:
-        agent.discard()
+
+    in_every_shell(body)

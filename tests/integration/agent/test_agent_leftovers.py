@@ -52,6 +52,8 @@ def test_a_fresh_agent_finds_what_a_killed_one_left(shell: str, pi: FakeKernel) 
     export_as_usbip_does(pi, "1-7")
     killed, living, fresh = (Agent(shell, pi.root) for _ in range(3))
     try:
+        # What it asks for waits until it has looked for what others left.
+        assert fresh.fails("bind 1-9 0403 6001 1 2 1").startswith("DeviceNotFound ")
         folder, end = export_two(killed, pi)
         living.bind(pi, "1-8", KEYBOARD)
         with end:
