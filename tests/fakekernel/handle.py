@@ -19,7 +19,7 @@ from typing import Any
 from fakekernel.devices import FakeDevice
 
 _TESTS = Path(__file__).resolve().parent.parent
-_START_SECONDS = 20.0
+_START_SECONDS = 60.0
 
 
 def _python() -> str:
@@ -138,7 +138,7 @@ class FakeKernel:
             if self._process.stdin is not None:
                 self._process.stdin.close()
             try:
-                self._process.wait(5)
+                self._process.wait(20)
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
@@ -195,7 +195,8 @@ class FakeKernel:
         self.ask("fail", operation=operation, code=code, times=times)
 
     def delay(self, operation: str, seconds: float) -> None:
-        """Let an operation (see :meth:`fail`) take so long from now on."""
+        """Let an operation (see :meth:`fail`) take so long from now on; 0 also ends those under
+        way. A test that must do something meanwhile says long, and ends it itself."""
         self.ask("delay", operation=operation, seconds=seconds)
 
     def answer(self, busid: str, how: str, told: FakeDevice | None = None) -> None:
@@ -224,7 +225,7 @@ class FakeKernel:
         return state
 
     def wait(
-        self, condition: Callable[[dict[str, Any]], bool], seconds: float = 30
+        self, condition: Callable[[dict[str, Any]], bool], seconds: float = 60
     ) -> dict[str, Any]:
         """Wait until the state is as wanted and return it; TimeoutError."""
         deadline = time.monotonic() + seconds

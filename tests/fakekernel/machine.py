@@ -8,7 +8,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,6 +76,7 @@ class Machine:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
+        self._delayed = threading.Condition(self.lock)
         self.root = Folder()
         self.buses: dict[int, Bus] = {}
         self.devices: dict[str, Plugged] = {}
@@ -102,30 +103,34 @@ class Machine:
             self._faults[operation] = [getattr(errno, code), times]
 
     def set_delay(self, operation: str, seconds: float) -> None:
-        """Let each use of ``operation`` take so long."""
+        """Let each use of ``operation`` take so long; 0 also ends what is under way."""
         with self.lock:
             self._delays[operation] = seconds
+            self._delayed.notify_all()
 
     def passing(self, operation: str, busid: str = "") -> None:
         """Begin an operation: log it, wait and fail as told (``bind`` or ``bind 1-1``)."""
         names = (operation, f"{operation} {busid}") if busid else (operation,)
+        begun = time.monotonic()
         with self.lock:
             self.log.append(names[-1])
-            delay = max(self._delays.get(n, 0.0) for n in names)
-        if delay:
-            time.sleep(delay)
-        with self.lock:
+            while (left := begun + self._delay(names) - time.monotonic()) > 0:
+                self._delayed.wait(left)
             for name in names:
                 entry = self._faults.get(name)
                 if entry and entry[1]:
                     entry[1] -= 1
                     raise fault(entry[0])
 
+    def _delay(self, names: Sequence[str]) -> float:
+        return max(self._delays.get(name, 0.0) for name in names)
+
     def reset(self) -> None:
         """Pull everything out and forget faults, delays and what was logged."""
         with self.lock:
             self._faults.clear()
             self._delays.clear()
+            self._delayed.notify_all()
             for busid in sorted(self.devices):
                 if busid in self.devices and not self.devices[busid].bus.virtual:
                     self.unplug(busid)

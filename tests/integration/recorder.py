@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from integration.busfixtures import SystemBus, bus_call
@@ -24,6 +24,8 @@ class Signal:
     interface: str
     member: str
     body: list[Any]
+    at: float = field(default_factory=time.time, compare=False)
+    """When it came, in seconds since the epoch."""
 
 
 class Recorder:
@@ -39,7 +41,7 @@ class Recorder:
             self.signals.append(signal)
             self._changed.notify_all()
 
-    def wait(self, find: Callable[[list[Signal]], T | None], seconds: float = 30) -> T:
+    def wait(self, find: Callable[[list[Signal]], T | None], seconds: float = 60) -> T:
         """Wait until ``find`` finds something in all the signals so far, and return that."""
         end = time.monotonic() + seconds
         with self._changed:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import os
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 import pytest
 from fakekernel import HUB, KEYBOARD, STICK
 from integration.otherremotes import listed, other_sshd
-from integration.world import ALICE, ATTACHMENT, BOB, CAROL, World, wait_until, world
+from integration.world import ALICE, ATTACHMENT, BOB, CAROL, LONG, World, wait_until, world
 
 SECONDS = 60.0
 PORTS = {"2-1": STICK, "1-1": HUB, "1-1.3": KEYBOARD}
@@ -482,6 +483,7 @@ class OnTerminal:
             stdout=theirs, stderr=theirs, cwd="/",
         )  # fmt: skip
         os.close(theirs)
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
         self.shown = ""
 
     def until(self, text: str) -> None:
@@ -489,7 +491,7 @@ class OnTerminal:
         while text not in self.shown:
             ready, _, _ = select.select([self._ours], [], [], max(0.0, end - time.monotonic()))
             assert ready, f"no {text!r} in {self.shown!r}"
-            self.shown += os.read(self._ours, 4096).decode()
+            self.shown += self._decoder.decode(os.read(self._ours, 4096))
 
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())
@@ -501,7 +503,7 @@ class OnTerminal:
     def ends(self) -> int:
         with contextlib.suppress(OSError):
             while True:
-                self.shown += os.read(self._ours, 4096).decode()
+                self.shown += self._decoder.decode(os.read(self._ours, 4096))
         os.close(self._ours)
         return self.process.wait(SECONDS)
 
@@ -557,10 +559,11 @@ def test_a_host_key_is_shown_and_trusted_only_with_a_yes(w: World) -> None:
 
 
 def test_on_a_terminal_what_takes_long_says_so(w: World) -> None:
-    w.pi.delay("bind 2-1", 2)
+    w.pi.delay("bind 2-1", LONG)
     try:
         on = OnTerminal(w, "attach", "pi", "2-1")
         on.until("Attaching from pi … 1 s")
+        w.pi.delay("bind 2-1", 0)
         assert on.ends() == 0
         assert "pi/2-1 is " in on.shown
     finally:

@@ -10,7 +10,7 @@ import pytest
 from fakekernel import KEYBOARD, STICK
 from integration.test_lasting_restart import KEEP, PERSIST, becomes, kill, values
 from integration.test_lasting_sleep import logind
-from integration.world import ALICE, BOB, World, wait_until, world
+from integration.world import ALICE, BOB, LONG, World, wait_until, world
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_killed_while_another_one_is_on_its_way(w: World) -> None:
     keyboard = export(w, "1-1")
     assert w.systemd is not None
     w.systemd.wait_stored(2)
-    w.pi.delay("enumerate", 6.0)
+    w.pi.delay("enumerate", LONG)
     try:
         pending = w.begin(ALICE, "Export", "ssa{sv}", "pi", "2-1", "0")
         w.pi.wait(lambda s: len(s["ports"]) == 2)
@@ -95,7 +95,7 @@ def test_killed_while_one_is_being_given_back(w: World, rebind: bool) -> None:
     assert w.systemd is not None
     w.systemd.wait_stored(2)
     before = detached(w)
-    w.pi.delay("detach", 4.0)
+    w.pi.delay("detach", LONG)
     try:
         pending = w.begin(ALICE, "Detach", "sa{sv}", stick, "0")
         wait_until(lambda: detached(w) > before, "the remote is not asked")

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 from fakekernel import KEYBOARD, SERIAL_ADAPTER, STICK, FakeInterface
 from integration.otherremotes import listed, other_sshd
-from integration.recorder import recording
+from integration.recorder import Recorder, recording
 from integration.world import (
     ALICE,
     ATTACHMENT,
     ERROR,
+    LONG,
     NAME,
     REMOTE,
     ROOT,
@@ -90,6 +91,7 @@ def test_unplugged_and_plugged_in_again(w: World) -> None:
         assert told(w, path, "RetryAt") == 0
         assert before * 1e6 < float(str(told(w, path, "AttachedAt")))
         assert bytes_move(w, path)
+        record.wait_value(path, "State", "attached")
         states = [state for state, _ in itertools.groupby(record.values(path, "State"))]
         assert states[:3] == ["connecting", "attached", "waiting"]
         assert states[-2:] == ["connecting", "attached"]
@@ -226,18 +228,36 @@ def test_retries_back_off_and_one_that_fails_there_is_not_hammered(w: World) -> 
         w.pi.fail("bind 2-1", times=0)
         w.pi.unplug("2-1")
         w.pi.plug("2-1", STICK)
-        becomes(w, path, "attached", 8)
+        becomes(w, path, "attached")
+        record.wait_value(path, "State", "attached")
+        assert in_time(path, record)
+
+
+def in_time(path: str, record: Recorder) -> bool:
+    """Whether the last try began before the time that was told for it."""
+    begun = [
+        signal.at
+        for signal in record.signals
+        if signal.path == path and signal.body[1].get("State") == "connecting"
+    ]
+    retry_at = [value / 1e6 for value in record.values(path, "RetryAt") if value]
+    return bool(begun[-1] < retry_at[-1])
 
 
 def test_a_call_cuts_the_wait_short(w: World) -> None:
-    path = w.attach("2-1", ALICE, "pi", *KEEP)
-    w.pi.fail("bind 2-1", "EIO", -1)
-    w.pi.end_connection("2-1")
-    wait_until(lambda: int(str(told(w, path, "RetryAt"))) / 1e6 > time.time() + 2.5, "no long wait")
-    w.pi.fail("bind 2-1", times=0)
-    answer = w.ask(ALICE, "Attach", "ssa{sv}", "pi", "2-1", "0")
-    assert answer.error == ERROR + "AlreadyAttached"
-    becomes(w, path, "attached", 2)
+    with recording(w.bus, NAME) as record:
+        path = w.attach("2-1", ALICE, "pi", *KEEP)
+        w.pi.fail("bind 2-1", "EIO", -1)
+        w.pi.end_connection("2-1")
+        record.wait(
+            lambda _: any(v / 1e6 > time.time() + 5 for v in record.values(path, "RetryAt")), 60
+        )
+        w.pi.fail("bind 2-1", times=0)
+        answer = w.ask(ALICE, "Attach", "ssa{sv}", "pi", "2-1", "0")
+        assert answer.error == ERROR + "AlreadyAttached"
+        becomes(w, path, "attached")
+        record.wait_value(path, "State", "attached")
+        assert in_time(path, record)
 
 
 def test_detached_while_it_waits(w: World) -> None:
@@ -256,12 +276,15 @@ def test_detached_while_it_connects_again(w: World) -> None:
     path = w.attach("2-1", ALICE, "pi", *KEEP)
     w.pi.unplug("2-1")
     becomes(w, path, "waiting")
-    w.pi.delay("bind 2-1", 2)
+    w.pi.delay("bind 2-1", LONG)
     count = binds(w, "2-1")
     w.pi.plug("2-1", STICK)
     w.pi.wait(lambda s: s["log"].count("bind 2-1") > count)
     assert told(w, path, "State") == "connecting"
-    w.call(ALICE, "Detach", "sa{sv}", path, "0")
+    detach = w.begin(ALICE, "Detach", "sa{sv}", path, "0")
+    becomes(w, path, "detaching")
+    w.pi.delay("bind 2-1", 0)
+    detach.value()
     assert w.attachments() == []
     w.check_clean()
 

@@ -47,6 +47,9 @@ Names = list[str]
 Tasks = list[tuple[str, Names]]
 """Under other names, for World has a list of its own."""
 
+LONG = 60.0
+"""Seconds of a made-up kernel's delay that the test itself ends, once it has done something."""
+
 ALICE, BOB, CAROL = 61001, 61002, 61003
 """Alice may do everything, Bob nothing, Carol would be asked."""
 
@@ -137,8 +140,9 @@ class World:
     def journal(self) -> list[dict[str, str]]:
         """What the daemon wrote with journald's fields."""
         path = self.folder / "journal"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines]
+        text = path.read_text() if path.exists() else ""
+        # The last line may be half written.
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line[-1] == "\n"]
 
     def begin(
         self,
@@ -255,7 +259,7 @@ class World:
             if not busid.startswith("usb") and busid in self.pi.state()["devices"]:
                 self.pi.unplug(busid)
 
-    def check_clean(self, seconds: float = 30, *, held: bool = False) -> None:
+    def check_clean(self, seconds: float = 60, *, held: bool = False) -> None:
         """Nothing is left of anything, on either machine; waits ``seconds`` for that.
 
         With ``held`` a daemon was killed, and what comes to its buses waits for the next one.
@@ -340,7 +344,7 @@ def command_lines() -> list[tuple[int, list[bytes]]]:
     return found
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
     """Wait for something that sends no event."""
     end = time.monotonic() + seconds
     while not condition():

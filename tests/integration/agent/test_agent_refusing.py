@@ -13,6 +13,7 @@ from integration.agents import (
     parse,
     write_to_drivers,
 )
+from integration.world import LONG
 
 
 def test_a_device_that_is_not_there(agent: Agent) -> None:
@@ -99,10 +100,11 @@ def test_a_device_pulled_out_while_it_is_bound(shell: str, pi: FakeKernel) -> No
     pi.plug("1-1", SERIAL_ADAPTER)
     agent = Agent(shell, pi.root)
     try:
-        pi.delay("bind", 0.7)
+        pi.delay("bind", LONG)
         tag = agent.start(bind_request(pi, "1-1", SERIAL_ADAPTER))
         pi.wait(lambda s: "bind 1-1" in s["log"])
         pi.unplug("1-1")
+        pi.delay("bind", 0)
         assert agent.answers([tag])[0][-1].startswith(b"fail DeviceNotFound ")
         # Nobody knows whether the kernel's pointer is good, so the name stays until the next time.
         assert pi.state()["parked"] == ["1-1"]
