@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fakekernel import HUB, KEYBOARD, SERIAL_ADAPTER, STICK, FakeInterface, FakeKernel
 from integration.otherremotes import listed, other_sshd
-from integration.world import ALICE, ATTACHMENT, BOB, World, world
+from integration.world import ALICE, ATTACHMENT, BOB, World, wait_until, world
 
 OPERATIONS = (
     "match_busid", "bind", "unbind", "probe", "rebind", "sockfd", "attach", "detach", "enumerate",
@@ -45,6 +45,11 @@ def w(shared: World) -> Iterator[World]:
 def refuses(w: World, code: str, pattern: str, *options: str, says: str = "") -> str:
     count = str(len(options) // 3)
     return w.refused(code, ALICE, "Attach", "ssa{sv}", "pi", pattern, count, *options, says=says)
+
+
+def comes_to_rest(w: World) -> None:
+    w.check_clean()
+    wait_until(lambda: not w.attachments(), "its attachment stays")
 
 
 def test_none_or_too_many(w: World) -> None:
@@ -120,7 +125,7 @@ def test_a_lie_is_found_before_any_driver_sees_the_device(w: World) -> None:
         ]
         assert not [e for e in seen if e.get("devtype") == "usb_interface" or "devname" in e]
         assert "approved" in message
-        w.check_clean()
+        comes_to_rest(w)
 
 
 def test_one_that_was_exchanged_meanwhile(w: World) -> None:
@@ -146,6 +151,7 @@ def test_the_other_kernel_refuses(w: World, operation: str, code: str) -> None:
     w.pi.fail(operation, code, 1)
     refuses(w, "DeviceFailed", "2-1", says="pi")
     assert w.pi.state()["devices"]["2-1"]["driver"] == "usb"
+    comes_to_rest(w)
     w.attach("2-1")
 
 
@@ -154,7 +160,7 @@ def test_this_kernel_refuses(w: World, operation: str) -> None:
     w.desk.fail(operation, "EIO", -1)
     refuses(w, "DeviceFailed", "2-1")
     w.desk.fail(operation, times=0)
-    w.check_clean()
+    comes_to_rest(w)
     w.attach("2-1")
 
 
@@ -168,17 +174,14 @@ def test_one_that_never_answers(w: World) -> None:
     refuses(w, "TimedOut", "2-1")
 
 
-def test_names_are_used_up_there(w: World) -> None:
-    driver = w.pi.root / "bus/usb/drivers/usbip-host"
-    names = [f"1-{n}" for n in range(100, 116)]
-    for name in names:
-        (driver / "match_busid").write_text(f"add {name}")
-    refuses(w, "LimitsExceeded", "2-1", says="pi")
-    # Such a name goes only with a device that had it.
-    for name in names:
-        w.pi.plug(name, STICK)
-        (driver / "match_busid").write_text(f"del {name}")
-        w.pi.unplug(name)
+def test_names_are_used_up_there() -> None:
+    with world() as w:
+        w.pi.plug("2-1", STICK)
+        w.add_remote()
+        names = w.pi.root / "bus/usb/drivers/usbip-host/match_busid"
+        for number in range(100, 116):
+            names.write_text(f"add 1-{number}")
+        refuses(w, "LimitsExceeded", "2-1", says="pi")
 
 
 def test_no_free_port() -> None:
