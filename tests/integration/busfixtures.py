@@ -27,7 +27,7 @@ from usbipsshd.bus.wire import library
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 USERS = {"alice": 61001, "bob": 61002}
-LIMIT = 40.0
+LIMIT = 90.0
 """Seconds that anything here may take."""
 
 _PolkitPolicy = "/usr/share/dbus-1/system.d/org.freedesktop.PolicyKit1.conf"

@@ -21,7 +21,7 @@ ITEM = "org.kde.StatusNotifierItem"
 ITEM_PATH = "/StatusNotifierItem"
 MENU = "com.canonical.dbusmenu"
 PROPERTIES = "org.freedesktop.DBus.Properties"
-LIMIT = 30.0
+LIMIT = 60.0
 
 
 @dataclass

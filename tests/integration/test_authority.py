@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from integration.busfixtures import CHECKOUT, Agent, SystemBus, bus_call, polkitd, system_bus
 
-from usbipsshd.authority import Action, Authority, Question, details
+from usbipsshd.authority import ANSWER_SECONDS, Action, Authority, Question, details
 from usbipsshd.bus.connection import Connection
 from usbipsshd.bus.values import Caller
 from usbipsshd.device import Device, Interface
@@ -111,7 +111,7 @@ def play(rules: str, uid: int, act: Callable[[Scene], Awaitable[None]], **limits
     with system_bus(USERS, GROUPS) as bus, polkitd(bus, rules):
 
         async def run() -> None:
-            async with asyncio.timeout(60), scene(bus, uid, **limits) as here:
+            async with asyncio.timeout(120), scene(bus, uid, **limits) as here:
                 await act(here)
 
         asyncio.run(run())
@@ -302,7 +302,8 @@ def test_a_question_that_nobody_answers_is_withdrawn_in_the_end() -> None:
             async with asyncio.timeout(30):
                 await agent.withdrawn.wait()
 
-    play(AT_THE_MACHINE, ALICE, alice, question_seconds=0.5)
+    # Long enough for polkit to put it.
+    play(AT_THE_MACHINE, ALICE, alice, question_seconds=5)
 
 
 def test_without_polkit_only_root_may() -> None:
@@ -322,13 +323,17 @@ def test_a_polkit_that_hangs_or_dies_means_no_within_its_time() -> None:
     with system_bus(USERS) as bus, polkitd(bus, yes) as polkit:
 
         async def run() -> None:
-            async with scene(bus, ALICE, answer_seconds=3) as here:
+            async with scene(bus, ALICE) as here:
                 assert await here.check(Action.LIST) is None
                 polkit.freeze()
+                patient, here.authority = (
+                    here.authority, Authority(here.service.call, answer_seconds=1),
+                )  # fmt: skip
                 start = time.monotonic()
                 assert await here.check(Action.LIST) is Code.ACCESS_DENIED
-                assert time.monotonic() - start < 20
+                assert time.monotonic() - start < ANSWER_SECONDS
                 polkit.thaw()
+                here.authority = patient
                 assert await here.check(Action.LIST) is None
                 polkit.freeze()
                 waiting = asyncio.ensure_future(here.check(Action.LIST))

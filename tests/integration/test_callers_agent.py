@@ -167,19 +167,27 @@ def test_kept_it_comes_back_for_as_long_as_the_agent_is_there(w: World) -> None:
         becomes(w, stick, "attached")
         # Its key is taken away, then the agent itself: it waits, and says what is missing.
         mine.clear()
-        os.kill(w.sessions()[0], signal.SIGKILL)
+        kill_session(w)
         says(w, stick, "offers no key")
         mine.add(w.ssh.client_key)
         becomes(w, stick, "attached")
         mine.stop()
-        os.kill(w.sessions()[0], signal.SIGKILL)
+        kill_session(w)
         says(w, stick, "does not answer")
     w.refused(
         "InvalidArgs", ALICE, "SetOptions", "a{sv}", "1", "persist", "b", "true",
         path=stick, interface=ATTACHMENT, says="persist",
     )  # fmt: skip
     assert not (w.folder / "state/persistent.json").exists()
-    assert state(w, stick) == "waiting"
+    becomes(w, stick, "waiting")
+
+
+def kill_session(w: World) -> None:
+    """Kill the only session, once one that is ending has ended."""
+    wait_until(lambda: len(w.sessions()) == 1, "there is another")
+    (session,) = w.sessions()
+    os.kill(session, signal.SIGKILL)
+    wait_until(lambda: session not in w.sessions(), "it is still there")
 
 
 def says(w: World, path: str, text: str) -> None:
@@ -210,7 +218,7 @@ def test_a_key_that_is_for_this_host_only(w: World, tmp_path: Path) -> None:
             assert ask_with(w, ALICE, "ListRemote", ("pi", "2-1"), sock).value()
         stick = attach(w, mine, keep=True)
         # The agent ties a connection to one login, and what is kept has no other connection.
-        os.kill(w.sessions()[0], signal.SIGKILL)
+        kill_session(w)
         says(w, stick, "good for one login")
         # One that is for every host takes its place there.
         mine.add(w.ssh.client_key)
@@ -230,7 +238,7 @@ def test_a_key_that_is_for_one_host_only_behind_a_jump_host(w: World, tmp_path: 
 
 def test_one_that_is_not_kept_ends_with_its_connection(w: World, agent: PersonsAgent) -> None:
     attach(w, agent)
-    os.kill(w.sessions()[0], signal.SIGKILL)
+    kill_session(w)
     wait_until(lambda: not w.attachments(), "still there", 30)
 
 
@@ -471,10 +479,11 @@ def test_a_key_that_the_agent_refuses_to_use_does_not_stop_the_next(
         with w.ssh.agent_socket() as good:
 
             def behave(sock: socket.socket) -> None:
-                while size := sock.recv(4):
-                    message = sock.recv(struct.unpack(">I", size)[0])
+                whole = socket.MSG_WAITALL
+                while size := sock.recv(4, whole):
+                    message = sock.recv(struct.unpack(">I", size)[0], whole)
                     good.sendall(size + message)
-                    answer = good.recv(struct.unpack(">I", good.recv(4))[0])
+                    answer = good.recv(struct.unpack(">I", good.recv(4, whole))[0], whole)
                     if message == b"\x0b":
                         sock.sendall(framed(b"\x0c\0\0\0\2" + entry + answer[5:]))
                     else:

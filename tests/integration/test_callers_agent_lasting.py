@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from fakekernel import KEYBOARD, SERIAL_ADAPTER, STICK, FakeKernel
 from integration.sshagents import PersonsAgent, ask_with, persons_agent
-from integration.test_callers_agent import becomes, says, state
+from integration.test_callers_agent import becomes, kill_session, says, state
 from integration.test_lasting_restart import kill
 from integration.world import ALICE, ATTACHMENT, BOB, World, wait_until, world
 
@@ -54,12 +52,6 @@ def ask(w: World, agent: PersonsAgent, member: str, pattern: str, **options: boo
         return ask_with(w, agent.uid, member, ("pi", pattern), sock, options).value()
 
 
-def kill_session(w: World) -> None:
-    (session,) = w.sessions()
-    os.kill(session, signal.SIGKILL)
-    wait_until(lambda: session not in w.sessions(), "it is still there")
-
-
 def resets(kernel: FakeKernel, busid: str) -> int:
     return int(kernel.state()["log"].count(f"authorize {busid}"))
 
@@ -91,7 +83,7 @@ def test_a_kept_export_logs_in_again_for_as_long_as_the_agent_is_there(
     agent.stop()
     kill_session(w)
     says(w, path, "does not answer")
-    assert state(w, path) == "waiting"
+    becomes(w, path, "waiting")
     # Whoever plugged it in can use it meanwhile.
     w.desk.wait(lambda s: s["devices"]["1-1"]["driver"] == "usb")
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import pty
@@ -71,6 +72,7 @@ class Shell:
             stdin=theirs, stdout=theirs, stderr=theirs, cwd="/", start_new_session=True,
         )  # fmt: skip
         os.close(theirs)
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._shown = ""
 
     def type(self, text: str) -> None:
@@ -82,8 +84,9 @@ class Shell:
         while not all(word in self._shown for word in words):
             ready, _, _ = select.select([self._ours], [], [], max(0.0, end - time.monotonic()))
             assert ready, f"no {words!r} in {self._shown!r}"
-            self._shown += os.read(self._ours, 4096).decode(errors="replace")
-        self._shown = ""
+            self._shown += self._decoder.decode(os.read(self._ours, 4096))
+        # What came along with them is from now on.
+        self._shown = self._shown[max(self._shown.index(w) + len(w) for w in words) :]
 
     def close(self) -> None:
         self._process.kill()

@@ -92,9 +92,15 @@ def test_a_host_key_that_changes_while_a_device_is_kept() -> None:
 
             wait_until(refused, "the other machine is not refused", 60)
             remote = f"{ROOT}/remote/moved"
-            assert w.get(path, ATTACHMENT, "State") == "waiting"
-            assert w.get(remote, REMOTE, "State") == "unreachable"
-            assert w.get(remote, REMOTE, "OfferedHostKey").startswith("SHA256:")
+
+            # Between two tries; each is over soon.
+            def waits() -> bool:
+                told = w.get_all(remote, REMOTE)
+                offered = str(told["OfferedHostKey"])
+                return told["State"] == "unreachable" and offered.startswith("SHA256:")
+
+            wait_until(waits, "nobody is told whose key it is")
+            wait_until(lambda: w.get(path, ATTACHMENT, "State") == "waiting", "it does not wait")
             w.desk.wait(lambda s: not s["ports"])
             w.refused(
                 "HostKeyMismatch", ALICE, "ListRemote", "ssa{sv}", "moved", "", "0", says="moved"
@@ -103,8 +109,8 @@ def test_a_host_key_that_changes_while_a_device_is_kept() -> None:
             assert w.pi.state()["log"].count("bind 2-1") == bound
             # The right one is back: so is the device.
             way.target = w.ssh.port
-            assert len(w.list(remote="moved")) == 1
             wait_until(
                 lambda: w.get(path, ATTACHMENT, "State") == "attached", "it does not come back", 60
             )
+            assert len(w.list(remote="moved")) == 1
             w.detach_all()

@@ -11,7 +11,18 @@ import pytest
 from fakekernel import BLUETOOTH, KEYBOARD, NETWORK, SERIAL_ADAPTER, STICK, FakeInterface
 from integration.busfixtures import CHECKOUT, Agent, client_call
 from integration.otherremotes import listed, other_sshd
-from integration.world import ALICE, ATTACHMENT, BOB, CAROL, MANAGER, NAME, ROOT, World, world
+from integration.world import (
+    ALICE,
+    ATTACHMENT,
+    BOB,
+    CAROL,
+    MANAGER,
+    NAME,
+    ROOT,
+    World,
+    wait_until,
+    world,
+)
 
 INTERACTIVE = 4
 """The message flag ALLOW_INTERACTIVE_AUTHORIZATION (D-Bus specification)."""
@@ -95,8 +106,9 @@ def test_rules_see_what_the_device_is(w: World) -> None:
     w.detach_all()
     w.attach("1-1", ALICE)
     w.detach_all()
+    count = w.pi.state()["log"].count("bind 1-2")
     refuses(w, ALICE, "1-2", "attach")
-    assert not [x for x in w.pi.state()["log"] if x == "bind 1-2"]
+    assert w.pi.state()["log"].count("bind 1-2") == count
 
 
 @pytest.mark.parametrize("busid", ["1-1", "1-3", "2-2", "2-3"])
@@ -379,7 +391,7 @@ def test_a_caller_that_leaves_takes_its_question_along(w: World) -> None:
                     flags=INTERACTIVE,
                 )
             )  # fmt: skip
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await agent.open.wait()
                 client.disconnect()
                 await agent.withdrawn.wait()
@@ -388,16 +400,19 @@ def test_a_caller_that_leaves_takes_its_question_along(w: World) -> None:
 
     asyncio.run(leave())
     assert w.attachments() == []
-    assert not [n for n in w.tasks() if n == "call Attach"]
+    wait_until(lambda: "call Attach" not in w.tasks(), "the call goes on")
 
 
-def test_without_polkit_only_root_may(w: World) -> None:
-    # Last of this file: polkit does not come back.
-    w.polkit.stop()
-    for uid in (ALICE, BOB, CAROL):
-        w.refused("AccessDenied", uid, "ListRemote", "ssa{sv}", "pi", "", "0", says="polkit")
-        w.refused("AccessDenied", uid, "Attach", "ssa{sv}", "pi", "2-1", "0", says="polkit")
-    w.attach("2-1", 0)
-    w.refused("AccessDenied", ALICE, "Detach", "sa{sv}", "pi/2-1", "0", says="polkit")
-    assert w.call(BOB, "ListLocal", "sa{sv}", "", "0")
-    assert w.call(0, "Detach", "sa{sv}", "pi/2-1", "0") == 1
+def test_without_polkit_only_root_may() -> None:
+    with world() as w:
+        w.pi.plug("2-1", STICK)
+        w.desk.plug("1-1", KEYBOARD)
+        w.add_remote()
+        w.polkit.stop()
+        for uid in (ALICE, BOB, CAROL):
+            w.refused("AccessDenied", uid, "ListRemote", "ssa{sv}", "pi", "", "0", says="polkit")
+            w.refused("AccessDenied", uid, "Attach", "ssa{sv}", "pi", "2-1", "0", says="polkit")
+        w.attach("2-1", 0)
+        w.refused("AccessDenied", ALICE, "Detach", "sa{sv}", "pi/2-1", "0", says="polkit")
+        assert w.call(BOB, "ListLocal", "sa{sv}", "", "0")
+        assert w.call(0, "Detach", "sa{sv}", "pi/2-1", "0") == 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from fakekernel import HUB, KEYBOARD, SERIAL_ADAPTER, STICK, FakeKernel
-from integration.world import ALICE, ATTACHMENT, BOB, World, world
+from integration.world import ALICE, ATTACHMENT, BOB, World, wait_until, world
 
 PORTS = {"2-1": STICK, "1-1": HUB, "1-1.3": KEYBOARD}
 
@@ -83,8 +83,9 @@ def test_what_is_attached_comes_back(w: World, keep: bool) -> None:
 
 def test_one_of_a_hub_comes_back(w: World) -> None:
     hub = w.call(ALICE, "AttachAll", "ssa{sv}", "pi", "SanDisk", "0")
-    w.desk.wait(lambda s: len(s["ports"]) == 1)
+    wait_until(w.attachments, "the hub attaches nothing")
     (path,) = w.attachments()
+    wait_until(lambda: w.get(path, ATTACHMENT, "State") == "attached", "it is not attached")
     assert reset(w, "pi", "2-1") == ["2-1"]
     assert w.attachments() == [path]
     assert w.get_all(path, ATTACHMENT)["State"] == "attached"

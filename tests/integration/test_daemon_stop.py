@@ -163,7 +163,7 @@ def test_a_second_daemon_refuses_calmly(w: World) -> None:
     w.desk.wait(lambda s: 0 in map(int, s["authorized_default"].values()))
     kept = w.attach("1-2")
     second = w.spawn_daemon()
-    assert second.wait(20) == 1
+    assert second.wait(60) == 1
     # The first one has lost nothing: not even its hold on a device that nobody has looked at yet.
     assert 0 in map(int, w.desk.state()["authorized_default"].values())
     assert call.pending
@@ -180,7 +180,7 @@ def test_the_end_of_the_bus_is_a_clean_end() -> None:
         w.attach("2-1")
         os.kill(w.bus.pid, signal.SIGKILL)
         assert w.daemon is not None
-        assert w.daemon.wait(40) == 1
+        assert w.daemon.wait(60) == 1
         w.daemon = None
         w.desk.check_clean()
         w.pi.check_clean()

@@ -150,9 +150,14 @@ def test_what_a_hub_has_is_the_hubs(w: World) -> None:
 
 
 def test_the_log_tells_who_detached_it(w: World) -> None:
+    def detached() -> list[dict[str, str]]:
+        return [f for f in w.journal() if f["MESSAGE"].startswith("detached 2-1")]
+
     path = w.attach("2-1", CAROL)
+    before = len(detached())
     w.call(ALICE, "Detach", "sa{sv}", path, "0")
-    fields = [f for f in w.journal() if f["MESSAGE"].startswith("detached 2-1")]
+    wait_until(lambda: len(detached()) > before, "nothing is told")
+    fields = detached()
     assert fields[-1]["USBIPSSH_CALLER_UID"] == str(ALICE)
 
 

@@ -168,6 +168,8 @@ def test_without_a_next_daemon_the_bus_is_held_until_the_last_device_has_left(w:
 def test_its_device_went_while_the_daemon_was_away(w: World) -> None:
     kept = w.attach("2-1", ALICE, "pi", *KEEP)
     w.attach("1-2")
+    assert w.systemd is not None
+    w.systemd.wait_stored(1)
     kill(w)
     w.pi.unplug("2-1")
     w.pi.unplug("1-2")

@@ -148,7 +148,7 @@ def play(act: Callable[[Stage], Awaitable[None]], uid: int = ALICE) -> None:
     with system_bus() as bus:
 
         async def run() -> None:
-            async with asyncio.timeout(30), stage(bus, uid) as here:
+            async with asyncio.timeout(60), stage(bus, uid) as here:
                 await act(here)
 
         asyncio.run(run())

@@ -90,6 +90,7 @@ class Tray:
     """Notices on a connection of their own, and what their buttons asked for."""
 
     def __init__(self, bus: Bus) -> None:
+        self.bus = bus
         self.acted: asyncio.Queue[Detach | Retry] = asyncio.Queue()
         self.notices = Notices(bus, self.acted.put_nowait, ME, settle=0.0)
 
@@ -235,6 +236,8 @@ def test_a_server_that_is_absent_or_restarted_does_no_harm(address: str) -> None
                 tray.notices.update(snapshot(WAITING))
                 (lost,) = await first.until(1)
             async with server_at(address, "body") as second:
+                # Who gets an answer has heard what came before it.
+                await tray.bus.owner(NAME)
                 tray.notices.update(snapshot(STICK))
                 (back,) = await second.until(1)
                 assert back.replaces == 0

@@ -16,7 +16,7 @@ from integration.panel import Panel, panel
 from integration.sessionbus import SessionBus
 from integration.world import World
 
-LIMIT = 30.0
+LIMIT = 60.0
 
 
 def spawn(

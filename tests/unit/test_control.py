@@ -38,7 +38,7 @@ class Peer:
     async def say(self, fds: list[int] | None = None, **packet: Any) -> None:
         await self.channel.send(packet, fds or [])
 
-    def ask(self, op: str = "list", seconds: float = 5, **fields: Any) -> asyncio.Task[Any]:
+    def ask(self, op: str = "list", seconds: float = 25, **fields: Any) -> asyncio.Task[Any]:
         return asyncio.create_task(self.session.request(op, seconds=seconds, **fields))
 
 

@@ -68,7 +68,7 @@ def test_a_device_in_use_is_disconnected_first_and_waited_for(log: Log) -> None:
 def test_a_device_that_stays_in_use_is_not_touched(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(usbipsshd.exporter, "IDLE_SECONDS", 0.03)
+    monkeypatch.setattr(usbipsshd.exporter, "IDLE_SECONDS", 0.5)
     plug(log.sys, replace(HELD, usbip_status=2))
 
     async def main() -> None:

@@ -18,7 +18,7 @@ from usbipsshd.journal import Happening, JournalHandler, encode, tell
 def journald(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(tmp_path / "journal"))
-        sock.settimeout(5)
+        sock.settimeout(30)
         yield sock
 
 

@@ -21,7 +21,7 @@ from usbipsshd.status import Status, summary
 def systemd(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(tmp_path / "notify"))
-        sock.settimeout(5)
+        sock.settimeout(30)
         yield sock
 
 
@@ -38,7 +38,7 @@ def test_an_abstract_socket() -> None:
     name = f"@usbipsshd-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind("\0" + name[1:])
-        sock.settimeout(5)
+        sock.settimeout(30)
         Notifier(name).send("READY=1")
         assert sock.recv(4096) == b"READY=1"
 
