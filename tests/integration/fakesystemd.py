@@ -63,7 +63,7 @@ class FakeSystemd:
             self.drop_store()
             for session in self.sessions:
                 try:
-                    session.wait(40)
+                    session.wait(60)
                 except subprocess.TimeoutExpired:
                     session.kill()
                     session.wait()

@@ -87,7 +87,7 @@ class SessionUnderTest:
         return id_
 
     async def finish(
-        self, id_: int, limit: float = 30
+        self, id_: int, limit: float = 60
     ) -> tuple[dict[str, Any], list[Any], list[int]]:
         """The ``ok``, rows and descriptors of a request; raise :exc:`Answer` for its error."""
         rows: list[Any] = []
@@ -101,7 +101,7 @@ class SessionUnderTest:
                 else:
                     return packet["ok"], rows, fds
 
-    async def ask(self, op: str, limit: float = 30, **fields: Any) -> dict[str, Any]:
+    async def ask(self, op: str, limit: float = 60, **fields: Any) -> dict[str, Any]:
         """A request without rows and descriptors."""
         return (await self.finish(await self.start(op, **fields), limit))[0]
 
@@ -109,7 +109,7 @@ class SessionUnderTest:
         """A request with rows."""
         return (await self.finish(await self.start(op, **fields)))[1]
 
-    async def export(self, limit: float = 30, **fields: Any) -> socket.socket:
+    async def export(self, limit: float = 60, **fields: Any) -> socket.socket:
         """Export a device: the near end."""
         _, _, fds = await self.finish(await self.start("export", **fields), limit)
         assert len(fds) == 1
@@ -117,7 +117,7 @@ class SessionUnderTest:
 
     async def open(
         self, host: str, port: int, agent: socket.socket, known_hosts: bytes,
-        *, user: str = "root", sudo: bool = False, limit: float = 40,
+        *, user: str = "root", sudo: bool = False, limit: float = 60,
     ) -> dict[str, Any]:  # fmt: skip
         """The ``open`` request; closes ``agent``."""
         known = memory_file(known_hosts)
@@ -130,7 +130,7 @@ class SessionUnderTest:
             os.close(known)
         return (await self.finish(id_, limit))[0]
 
-    async def event(self, limit: float = 30, *, changed: bool = False) -> dict[str, Any]:
+    async def event(self, limit: float = 60, *, changed: bool = False) -> dict[str, Any]:
         """The next event; notices of changes only where they are wanted."""
         async with asyncio.timeout(limit):
             while True:
@@ -138,7 +138,7 @@ class SessionUnderTest:
                 if changed or packet["event"] != "changed":
                     return packet
 
-    async def wait_ended(self, limit: float = 30) -> int:
+    async def wait_ended(self, limit: float = 60) -> int:
         """Wait for the process's end; its exit status."""
         async with asyncio.timeout(limit):
             await self.ended.wait()
@@ -150,7 +150,7 @@ class SessionUnderTest:
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
         try:
-            await asyncio.to_thread(self.process.wait, 40)
+            await asyncio.to_thread(self.process.wait, 60)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise

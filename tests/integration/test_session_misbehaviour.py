@@ -22,6 +22,11 @@ from usbipsshd.session.failure import Failure
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
+def patience(code: Code) -> float:
+    """Seconds that something may take, which ends by itself or is to take too long."""
+    return 2 if code is Code.TIMED_OUT else 60
+
+
 @contextlib.asynccontextmanager
 async def tcp_server(serve: Serve) -> AsyncIterator[int]:
     """Something that is no ssh server; its port."""
@@ -96,13 +101,14 @@ def test_what_is_no_ssh_server(serve: Serve, code: Code) -> None:
     async def main() -> None:
         with sshd() as real:  # for its agent
             async with tcp_server(serve) as port:
+                limit = patience(code)
                 with pytest.raises(Failure) as caught:
                     await open_connection(
-                        Target("127.0.0.1", port), real.agent_socket(), b"", limit=2
+                        Target("127.0.0.1", port), real.agent_socket(), b"", limit=limit
                     )
                 assert caught.value.code is code
                 with pytest.raises(Failure) as caught:
-                    await read_host_key("127.0.0.1", port, limit=2)
+                    await read_host_key("127.0.0.1", port, limit=limit)
                 assert caught.value.code is code
 
     asyncio.run(main())
@@ -139,7 +145,7 @@ def test_what_is_no_agent(source: str, code: Code, detail: str, tmp_path: Path) 
         with sshd(command=python(source, tmp_path / "shell")) as server:
             connection = await opened(server)
             with pytest.raises(Failure) as caught:
-                await Agent.start(connection.ssh, sudo=False, limit=3, script=b":\n")
+                await Agent.start(connection.ssh, sudo=False, limit=patience(code), script=b":\n")
             assert caught.value.code is code
             assert detail in caught.value.detail
             assert "\x1b" not in caught.value.detail

@@ -116,7 +116,7 @@ class World:
         """Stop it; its exit status."""
         assert self.daemon is not None
         self.daemon.send_signal(number)
-        status = self.daemon.wait(60)
+        status = self.daemon.wait(120)
         self.daemon = None
         return status
 
