@@ -502,7 +502,7 @@ class OnTerminal:
 
     def ends(self) -> int:
         with contextlib.suppress(OSError):
-            while True:
+            while select.select([self._ours], [], [], SECONDS)[0]:
                 self.shown += self._decoder.decode(os.read(self._ours, 4096))
         os.close(self._ours)
         return self.process.wait(SECONDS)

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
@@ -320,8 +321,18 @@ class World:
         fifo = self.folder / "tasks"
         if not fifo.exists():
             os.mkfifo(fifo)
-        self.daemon.send_signal(signal.SIGUSR1)
-        return [(name, inside) for name, inside in json.loads(fifo.read_text())]
+        fd = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            self.daemon.send_signal(signal.SIGUSR1)
+            told = b""
+            while True:
+                assert select.select([fd], [], [], 60)[0], "the daemon does not tell"
+                if not (data := os.read(fd, 65536)):
+                    break
+                told += data
+        finally:
+            os.close(fd)
+        return [(name, inside) for name, inside in json.loads(told)]
 
     def resident(self) -> int:
         """KiB of memory that the daemon has."""

@@ -58,7 +58,7 @@ def test_the_peer_is_killed(shell: str, pi: FakeKernel) -> None:
         "import subprocess, sys, time\n"
         "p = subprocess.Popen(sys.argv[2:], stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n"
         "p.stdin.write(sys.argv[1].encode() + b'\\n'); p.stdin.flush()\n"
-        "while not p.stdout.readline().endswith(b' ok\\n'): pass\n"
+        "next(line for line in p.stdout if line.endswith(b' ok\\n'))\n"
         "print(p.pid, flush=True)\n"
         "time.sleep(60)\n"
     )

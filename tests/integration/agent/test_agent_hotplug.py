@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import subprocess
+from pathlib import Path
 
 import pytest
 from fakekernel import SERIAL_ADAPTER, FakeKernel
-from integration.agents import AGENT, SECONDS, Agent, in_every_shell, without
+from integration.agents import Agent, in_every_shell, without
 
 
 def test_it_tells_when_something_comes_or_goes(agent: Agent, pi: FakeKernel) -> None:
@@ -23,18 +23,14 @@ def test_it_tells_when_something_comes_or_goes(agent: Agent, pi: FakeKernel) -> 
 def test_it_listens_to_the_kernel_where_it_can(there: str) -> None:
     """At the start it tells of what may have come before."""
     hidden = [name for name in ("perl", "python3", "udevadm") if name != there]
-    process = subprocess.Popen(
-        [*without(hidden), "dash", *AGENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    with process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(b"7 watch\n")
-        process.stdin.flush()
-        assert process.stdout.readline().startswith(b"hello 1 ")
-        assert process.stdout.readline() == b"7 changed\n"
-        process.stdin.close()
-        assert process.wait(SECONDS) == 0
+    agent = Agent("dash", Path("/sys"), wrap=without(hidden))
+    try:
+        tag = agent.start("watch")
+        assert agent.line() == f"{tag} changed".encode()
+        agent.end()
+        assert agent.process.returncode == 0
+    finally:
+        agent.discard()
 
 
 def test_it_watches_no_longer_than_it_lives() -> None:
