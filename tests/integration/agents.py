@@ -22,7 +22,7 @@ AGENT = ("-c", script.travelling().decode(), "usbipssh-agent")
 """A shell's arguments: the agent as it is sent."""
 SHELLS = ("dash", "bash", "busybox sh")
 TOKEN = "0123456789abcdef" * 2
-SECONDS = 30.0
+SECONDS = 60.0
 PATIENCE = 90
 """Seconds without a request until an agent ends, where a test is not about that: it sends no ping,
 and may be held up by a machine that is busy."""

@@ -81,7 +81,7 @@ def attachment(w: World) -> str:
 def hub(w: World) -> str:
     """A hub of root's, with all that it has to attach."""
     found: str = w.call(0, "AttachAll", "ssa{sv}", "pi", "2-1", "0")
-    wait_until(lambda: states(w) == ["attached"], "the hub attaches nothing", 30)
+    wait_until(lambda: states(w) == ["attached"], "the hub attaches nothing")
     return found
 
 

@@ -72,9 +72,9 @@ def w(shared: World) -> Iterator[World]:
     yield shared
     shared.detach_all()
     # Nothing of it is left: no connection, no descriptor, nobody who waits.
-    wait_until(lambda: not shared.sessions(), "a session stays", 30)
-    wait_until(lambda: shared.descriptors() <= files, "descriptors stay open", 30)
-    wait_until(lambda: len(shared.tasks()) <= tasks, "tasks stay", 30)
+    wait_until(lambda: not shared.sessions(), "a session stays")
+    wait_until(lambda: shared.descriptors() <= files, "descriptors stay open")
+    wait_until(lambda: len(shared.tasks()) <= tasks, "tasks stay")
     shared.check_clean()
     assert "Traceback" not in shared.log()
 
@@ -89,7 +89,7 @@ def state(w: World, path: str) -> str:
 
 
 def becomes(w: World, path: str, wanted: str) -> None:
-    wait_until(lambda: state(w, path) == wanted, f"not {wanted}", 40)
+    wait_until(lambda: state(w, path) == wanted, f"not {wanted}")
 
 
 def test_it_opens_what_the_daemon_cannot_and_for_nobody_else(w: World, agent: PersonsAgent) -> None:
@@ -126,13 +126,13 @@ def test_all_that_can_bring_one(w: World, agent: PersonsAgent) -> None:
         findings = ask_with(w, ALICE, "Preflight", ("pi",), sock).value()
         assert {f["ok"] for f in findings if f["machine"] == "there"} == {"ok"}
         hub = ask_with(w, ALICE, "AttachAll", ("pi", ""), sock).value()
-    wait_until(lambda: len(w.attachments()) == 2, "not both", 30)
+    wait_until(lambda: len(w.attachments()) == 2, "not both")
     for path in w.attachments():
         becomes(w, path, "attached")
     w.pi.unplug("1-2")
-    wait_until(lambda: len(w.attachments()) == 1, "still there", 30)
+    wait_until(lambda: len(w.attachments()) == 1, "still there")
     w.pi.plug("1-2", SERIAL_ADAPTER)
-    wait_until(lambda: len(w.attachments()) == 2, "not again", 30)
+    wait_until(lambda: len(w.attachments()) == 2, "not again")
     with agent.connect() as sock:
         busids = ask_with(w, ALICE, "Unbind", ("pi", "2-1"), sock).value()
     assert busids == ["2-1"]
@@ -163,7 +163,7 @@ def test_kept_it_comes_back_for_as_long_as_the_agent_is_there(w: World) -> None:
         stick = attach(w, mine, keep=True)
         (session,) = w.sessions()
         os.kill(session, signal.SIGKILL)
-        wait_until(lambda: w.sessions() not in ([], [session]), "no new session", 30)
+        wait_until(lambda: w.sessions() not in ([], [session]), "no new session")
         becomes(w, stick, "attached")
         # Its key is taken away, then the agent itself: it waits, and says what is missing.
         mine.clear()
@@ -195,7 +195,7 @@ def says(w: World, path: str, text: str) -> None:
         name, message = w.get(path, ATTACHMENT, "LastError")
         return bool(name == ERROR + "SshAuthFailed" and text in message)
 
-    wait_until(told, f"never says: {text}", 40)
+    wait_until(told, f"never says: {text}")
 
 
 def test_a_key_that_is_for_this_host_only(w: World, tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_a_key_that_is_for_one_host_only_behind_a_jump_host(w: World, tmp_path: 
 def test_one_that_is_not_kept_ends_with_its_connection(w: World, agent: PersonsAgent) -> None:
     attach(w, agent)
     kill_session(w)
-    wait_until(lambda: not w.attachments(), "still there", 30)
+    wait_until(lambda: not w.attachments(), "still there")
 
 
 def test_it_does_not_persist(w: World, agent: PersonsAgent) -> None:

@@ -33,7 +33,7 @@ def shared() -> Iterator[World]:
 def w(shared: World) -> Iterator[World]:
     yield shared
     shared.detach_all()
-    wait_until(lambda: not shared.sessions(), "a session stays", 30)
+    wait_until(lambda: not shared.sessions(), "a session stays")
     assert shared.systemd is not None
     shared.systemd.wait_stored(0)
     shared.check_clean()
@@ -78,7 +78,7 @@ def test_a_kept_export_logs_in_again_for_as_long_as_the_agent_is_there(
     path = ask(w, agent, "Export", "1-1", **KEEP)
     since = w.get(path, ATTACHMENT, "AttachedAt")
     kill_session(w)
-    wait_until(lambda: w.get(path, ATTACHMENT, "AttachedAt") > since, "not again", 40)
+    wait_until(lambda: w.get(path, ATTACHMENT, "AttachedAt") > since, "not again")
     becomes(w, path, "attached")
     agent.stop()
     kill_session(w)
@@ -101,9 +101,7 @@ def test_an_export_goes_on_over_a_restart_and_comes_back_with_the_same_agent(
     w.start_daemon()
     assert w.get_all(path, ATTACHMENT) == before
     kill_session(w)
-    wait_until(
-        lambda: w.get(path, ATTACHMENT, "AttachedAt") > before["AttachedAt"], "not again", 40
-    )
+    wait_until(lambda: w.get(path, ATTACHMENT, "AttachedAt") > before["AttachedAt"], "not again")
     becomes(w, path, "attached")
 
 
@@ -120,7 +118,7 @@ def test_resets_there(w: World, agent: PersonsAgent) -> None:
     assert resets(w.pi, "2-1") == before + 4
     assert state(w, stick) == "attached"
     assert w.get(stick, ATTACHMENT, "AttachedAt") > since
-    wait_until(lambda: len(w.sessions()) == 1, "the reset's connection stays", 30)
+    wait_until(lambda: len(w.sessions()) == 1, "the reset's connection stays")
 
 
 def test_a_reset_with_an_agent_that_has_no_key_disturbs_nothing(
@@ -146,7 +144,7 @@ def test_a_hub_goes_on_over_a_restart_and_takes_what_comes_later(
     w: World, agent: PersonsAgent
 ) -> None:
     hub = ask(w, agent, "AttachAll", "")
-    wait_until(lambda: len(members(w, hub)) == 2, "not both", 40)
+    wait_until(lambda: len(members(w, hub)) == 2, "not both")
     both = members(w, hub)
     assert w.systemd is not None
     w.systemd.wait_stored(STORED)
@@ -158,10 +156,10 @@ def test_a_hub_goes_on_over_a_restart_and_takes_what_comes_later(
     assert members(w, hub) == both
     w.pi.plug("1-3", KEYBOARD)
     try:
-        wait_until(lambda: len(members(w, hub)) == 3, "not the new one", 40)
+        wait_until(lambda: len(members(w, hub)) == 3, "not the new one")
         # The agent was kept, too: it logs in once more, and has them all again.
         kill_session(w)
-        wait_until(lambda: not members(w, hub) & both, "not lost", 40)
+        wait_until(lambda: not members(w, hub) & both, "not lost")
         wait_until(lambda: len(members(w, hub)) == 3, "not all again", 60)
         w.refused("SshAuthFailed", ALICE, "ListRemote", "ssa{sv}", "pi", "", "0")
     finally:
@@ -170,7 +168,7 @@ def test_a_hub_goes_on_over_a_restart_and_takes_what_comes_later(
 
 def test_a_hub_whose_agent_was_not_kept_waits_and_says_why(w: World, agent: PersonsAgent) -> None:
     hub = ask(w, agent, "AttachAll", "")
-    wait_until(lambda: len(members(w, hub)) == 2, "not both", 40)
+    wait_until(lambda: len(members(w, hub)) == 2, "not both")
     assert w.systemd is not None
     w.systemd.wait_stored(STORED)
     kill(w)
@@ -182,6 +180,6 @@ def test_a_hub_whose_agent_was_not_kept_waits_and_says_why(w: World, agent: Pers
         code, message = w.get(hub, "org.usbipssh1.Hub", "LastError")
         return bool(code.endswith("SshAuthFailed") and "does not answer" in message)
 
-    wait_until(told, "no word", 40)
+    wait_until(told, "no word")
     assert w.attachments() == []
     w.check_clean()

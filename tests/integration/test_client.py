@@ -17,7 +17,7 @@ from usbipsshd.client.daemon import Client
 from usbipsshd.client.errors import ClientError
 from usbipsshd.client.snapshot import Snapshot
 
-SECONDS = 30.0
+SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")

@@ -278,7 +278,7 @@ def test_an_agent_is_killed(w: World, where: str) -> None:
         told = shown(w, path)
         return bool(told["State"] == "attached" and told["AttachedAt"] > since)
 
-    wait_until(is_back, "it did not come back", 40)
+    wait_until(is_back, "it did not come back")
     w.call(ALICE, "Detach", "sa{sv}", path, "0")
     w.check_clean()
 

@@ -76,8 +76,8 @@ def test_killed_while_another_one_is_on_its_way(w: World) -> None:
         w.pi.delay("enumerate", 0.0)
     assert pending.answer().error
     w.start_daemon()
-    w.desk.wait(lambda s: s["devices"]["2-1"]["driver"] == "usb", 40)
-    w.pi.wait(lambda s: len(s["ports"]) == 1, 40)
+    w.desk.wait(lambda s: s["devices"]["2-1"]["driver"] == "usb")
+    w.pi.wait(lambda s: len(s["ports"]) == 1)
     assert w.attachments() == [keyboard]
     assert values(w, keyboard)["State"] == "attached"
 
@@ -106,8 +106,8 @@ def test_killed_while_one_is_being_given_back(w: World, rebind: bool) -> None:
     w.start_daemon()
     assert w.attachments() == [keyboard]
     driver = "usb" if rebind else ""
-    w.desk.wait(lambda s: s["devices"]["2-1"]["driver"] == driver, 40)
-    w.pi.wait(lambda s: len(s["ports"]) == 1, 40)
+    w.desk.wait(lambda s: s["devices"]["2-1"]["driver"] == driver)
+    w.pi.wait(lambda s: len(s["ports"]) == 1)
     assert values(w, keyboard)["State"] == "attached"
     # It can be lent again.
     if rebind:
@@ -160,7 +160,7 @@ def test_it_is_here_while_the_machine_sleeps(w: World) -> None:
     with logind(w) as made:
         made.prepare(True)
         becomes(w, path, "waiting")
-        wait_until(lambda: not made.held(w), "sleep is held up", 30)
+        wait_until(lambda: not made.held(w), "sleep is held up")
         w.check_clean()
         made.prepare(False)
-        becomes(w, path, "attached", 30)
+        becomes(w, path, "attached")

@@ -68,7 +68,7 @@ def states(w: World) -> list[str]:
     return [str(values["State"]) for values in everything(w).values()]
 
 
-def comes_to(w: World, *busids: str, seconds: float = 30) -> None:
+def comes_to(w: World, *busids: str, seconds: float = 60) -> None:
     wait_until(lambda: set(attached(w)) == set(busids), f"not {busids}", seconds)
 
 

@@ -85,7 +85,7 @@ def persisted(w: World) -> list[str]:
 
 
 def becomes(w: World, path: str, wanted: str) -> None:
-    wait_until(lambda: w.get(path, ATTACHMENT, "State") == wanted, f"not {wanted}", 30)
+    wait_until(lambda: w.get(path, ATTACHMENT, "State") == wanted, f"not {wanted}")
 
 
 def test_kept_from_now_on(w: World) -> None:

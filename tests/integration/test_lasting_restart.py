@@ -52,7 +52,7 @@ def state(w: World, path: str) -> Any:
     return w.get(path, ATTACHMENT, "State")
 
 
-def becomes(w: World, path: str, wanted: str, seconds: float = 30) -> None:
+def becomes(w: World, path: str, wanted: str, seconds: float = 60) -> None:
     wait_until(lambda: state(w, path) == wanted, f"not {wanted}", seconds)
 
 
@@ -207,8 +207,8 @@ def test_what_came_with_an_ssh_agent_goes_on_and_comes_back(w: World) -> None:
             # The agent was kept, too: it logs in once more.
             for session in sessions:
                 os.kill(session, signal.SIGKILL)
-            wait_until(lambda: w.attachments() == [kept], "not lost", 30)
-            becomes(w, kept, "attached", 40)
+            wait_until(lambda: w.attachments() == [kept], "not lost")
+            becomes(w, kept, "attached")
             w.systemd.wait_stored(2)
             # Without it, as after systemd has seen its end, there is nobody to log in.
             kill(w)
@@ -216,7 +216,7 @@ def test_what_came_with_an_ssh_agent_goes_on_and_comes_back(w: World) -> None:
             agent.stop()
             w.start_daemon()
             wait_until(
-                lambda: "does not answer" in w.get(kept, ATTACHMENT, "LastError")[1], "no word", 40
+                lambda: "does not answer" in w.get(kept, ATTACHMENT, "LastError")[1], "no word"
             )
             w.call(ALICE, "Detach", "sa{sv}", kept, "0")
             w.systemd.wait_stored(0)

@@ -19,7 +19,7 @@ from usbipsshd.bus.wire import library
 
 KEEP = ("keep", "b", "true")
 PORTS = {"2-1": STICK, "1-1": KEYBOARD, "1-2": SERIAL_ADAPTER}
-SECONDS = 30.0
+SECONDS = 60.0
 
 
 class FakeLogind(FakeOwner):

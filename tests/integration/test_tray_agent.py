@@ -28,7 +28,7 @@ def w(shared: World) -> Iterator[World]:
     yield shared
     shared.detach_all()
     shared.check_clean()
-    wait_until(lambda: not shared.sessions(), "a session stays", 30)
+    wait_until(lambda: not shared.sessions(), "a session stays")
     assert "Traceback" not in shared.log()
 
 

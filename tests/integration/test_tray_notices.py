@@ -19,7 +19,7 @@ from usbipsshd.client.bus import BUS, BUS_PATH, Asked, Bus
 from usbipsshd.client.errors import ClientError
 from usbipsshd.client.snapshot import Attachment, Manager, Remote, Snapshot
 
-SECONDS = 30.0
+SECONDS = 60.0
 ME = 1000
 STICK = Attachment(
     "/org/usbipssh1/attachment/1",
