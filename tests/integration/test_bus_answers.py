@@ -92,7 +92,7 @@ def play(act: Any, *, any_answer: bool) -> None:
     with system_bus(any_answer=any_answer) as bus:
 
         async def run() -> None:
-            async with asyncio.timeout(60), service(bus) as here:
+            async with asyncio.timeout(120), service(bus) as here:
                 await act(here)
 
         asyncio.run(run())

@@ -112,7 +112,7 @@ def play(act: Callable[[Service], Awaitable[None]], limits: Limits | None = None
     with system_bus() as bus:
 
         async def run() -> None:
-            async with asyncio.timeout(60), service(bus, limits) as here:
+            async with asyncio.timeout(120), service(bus, limits) as here:
                 await act(here)
 
         asyncio.run(run())
@@ -310,7 +310,7 @@ def test_a_message_of_30_megabytes_is_refused_without_being_kept() -> None:
                 "The message is too long.",
             )
             assert await ask(alice, "Ping") == ("Ping",)
-            assert time.monotonic() - start < 20
+            assert time.monotonic() - start < 60
             assert [c.member for c in here.calls] == ["Ping"]
             # The client in this process has a few copies, the service none.
             assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 5 * size / 1024
@@ -384,7 +384,7 @@ def _ask_raw(bus: SystemBus, *messages: bytes) -> list[Any]:
     """Send raw messages as root after a login by hand, and return an answer to each."""
     answers: list[Any] = []
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(20)
+        sock.settimeout(60)
         sock.connect(str(bus.socket))
         sock.sendall(b"\0AUTH EXTERNAL 30\r\n")
         sock.recv(4096)

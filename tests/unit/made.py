@@ -26,7 +26,7 @@ HOST_KEY = "ssh-ed25519 " + base64.b64encode(_BLOB).decode()
 """A host key, as known_hosts has it."""
 
 
-def run(main: Coroutine[Any, Any, None], seconds: float = 30) -> None:
+def run(main: Coroutine[Any, Any, None], seconds: float = 60) -> None:
     """Run a test's coroutine, bounded in time; afterwards no task of its may be left."""
 
     async def bounded() -> None:
