@@ -43,6 +43,8 @@ def shared() -> Iterator[World]:
 
 @pytest.fixture
 def w(shared: World) -> Iterator[World]:
+    # With the connection to pi, which a test may need, and which stays for a minute then.
+    shared.list()
     tasks, files = shared.tasks(), shared.descriptors()
     pid = shared.daemon.pid if shared.daemon is not None else 0
     yield shared

@@ -48,6 +48,8 @@ def w(shared: World) -> Iterator[World]:
 
 def spoil(w: World, spoiled: Sequence[tuple[str, str, str]], codes: Sequence[str]) -> None:
     """Call many remotes at once, each spoiled in its own way and each for a device of its own."""
+    # With the connection to the good one.
+    w.list(pattern="1-1")
     tasks = len(w.tasks())
     with contextlib.ExitStack() as stack:
         forced = [bad(mode, point) for _, mode, point in spoiled]
