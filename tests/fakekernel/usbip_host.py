@@ -187,6 +187,10 @@ class UsbipHost:
         made.start()
 
     def _ended(self, busid: str, wire: Wire) -> None:
+        with self._machine.lock:
+            if self.wires.get(busid) is not wire:
+                # The device has gone first: there is nothing to reset any more.
+                return
         try:
             self._machine.passing("reset", busid)
             after = AVAILABLE
