@@ -206,7 +206,8 @@ class Attachments:
     async def usable(self, attachment: Attachment) -> None:
         """Wait until it is usable here; cancelled before, it is detached.
 
-        Raises :exc:`UsbipError`, once everything was given back.
+        Raises :exc:`UsbipError`, once everything was given back, or ``GIVEN_BACK_SECONDS`` have
+        passed.
         """
         entry = self._entries.get(attachment.number)
         if entry is None:

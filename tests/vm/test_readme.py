@@ -64,9 +64,8 @@ def test_first_use(machines: Pair) -> None:
 
     assert path in run(6)
     assert "usb-storage" in desk.usb_tree()
-    # A disk is there a second after its driver (usb-storage's delay_use); lsblk tells what udev
-    # has found out by then.
     node = desk.node(path)
+    # lsblk tells what udev has found out by then.
     desk.run("udevadm", "settle", "--timeout=60", timeout=90)
     assert desk.run("lsblk", "-n", "-o", "LABEL", node).strip() == "TESTSTICK"
     found = desk.attachment(path)

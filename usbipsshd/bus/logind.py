@@ -24,7 +24,9 @@ SHARE = 0.9
 USUAL_SECONDS = 5.0
 """What logind allows where nobody has set it (InhibitDelayMaxSec), and it does not say."""
 MOST_SECONDS = 300.0
+"""Whatever logind allows: nobody waits longer for a machine to sleep."""
 ASK_SECONDS = 1.0
+"""For logind to say what it allows; it counts as part of that."""
 
 
 class _News(Enum):
